@@ -1,0 +1,1 @@
+/* The instruction classes of classic BPF, which bcc/bpf.h builds on. */

@@ -1,0 +1,1 @@
+/* bcc includes this; the program needs nothing from it. */

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The headers the XDP program reads, as they are on the wire (big endian).
+ * Written here rather than taken from the kernel's headers, so that attaching needs no header package.
+ */
+#ifndef XDP_ERM_PACKET_H
+#define XDP_ERM_PACKET_H
+
+#define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_IPV6 0x86dd
+#define ETHERTYPE_8021Q 0x8100
+#define ETHERTYPE_8021AD 0x88a8
+#define PROTOCOL_UDP 17
+
+#define MAX_VLAN_TAGS 2
+
+struct ethernet {
+	u8 destination[6];
+	u8 source[6];
+	__be16 ethertype;
+};
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 ethertype;
+};
+
+struct ipv4 {
+	u8 version_ihl;
+	u8 tos;
+	__be16 total_length;
+	__be16 id;
+	__be16 fragment;
+	u8 ttl;
+	u8 protocol;
+	__be16 checksum;
+	__be32 source;
+	__be32 destination;
+};
+
+#define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV4_FRAGMENT_OFFSET 0x1fff
+
+struct ipv6 {
+	__be32 version_class_flow;
+	__be16 payload_length;
+	u8 next_header;
+	u8 hop_limit;
+	u8 source[16];
+	u8 destination[16];
+};
+
+struct udp {
+	__be16 source;
+	__be16 destination;
+	__be16 length;
+	__be16 checksum;
+};
+
+/* Where the priority, CFI, VLAN id and the tagged bit stand in the u32 that ends the ERM header. */
+struct erm {
+	u8 unknown[8];
+	__be32 tag;
+};
+
+#define ERM_TAG_PRIORITY(tag) (((tag) >> 21) & 7)
+#define ERM_TAG_CFI(tag) (((tag) >> 20) & 1)
+#define ERM_TAG_VLAN(tag) (((tag) >> 8) & 0xfff)
+#define ERM_TAG_IS_TAGGED(tag) (((tag) >> 7) & 1)
+
+#endif

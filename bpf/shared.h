@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What the XDP program and Python both need to know, written once: xdp_erm_py/shared.py reads this file.
+ * Plain lines only: "#define NAME NUMBER" and one enumerator per line.
+ */
+#ifndef XDP_ERM_SHARED_H
+#define XDP_ERM_SHARED_H
+
+/* HP ERM: UDP to this port, then 12 bytes, then the mirrored Ethernet frame without its FCS. */
+#define ERM_DEFAULT_PORT 7932
+#define ERM_HEADER_LEN 12
+
+/* Levels of ERM inside ERM that can be peeled, and how many switch sessions are remembered. */
+#define ERM_MAX_DEPTH 3
+#define ERM_MAX_SESSIONS 1024
+
+/* What becomes of the mirrored frame's 802.1Q tag, which survives only in the ERM header. */
+#define VLAN_RESTORE 0
+#define VLAN_TAGGED 1
+#define VLAN_STRIP 2
+
+/*
+ * Each packet gets exactly one verdict. Only `decapsulated` changes the packet; with every other one it goes on
+ * exactly as it came.
+ */
+enum verdict {
+	VERDICT_DECAPSULATED,	/* the wrapping is gone, the mirrored frame is left */
+	VERDICT_NOT_ERM,	/* ARP, IPv6, TCP, UDP to another port: not ours */
+	VERDICT_FRAGMENT,	/* a fragment of a UDP datagram: XDP cannot reassemble */
+	VERDICT_TRUNCATED,	/* the bytes end before what the headers promise or ERM needs */
+	VERDICT_MALFORMED,	/* header fields that contradict each other */
+	VERDICT_FOREIGN_SOURCE,	/* ERM from a source that is not on the allow list */
+	VERDICT_FOREIGN_TARGET,	/* ERM to a destination that is not on the allow list */
+	VERDICT_FAILED,		/* a kernel helper refused */
+	VERDICT_COUNT
+};
+
+/* Counted beside the verdict `decapsulated`, never instead of it; their numbers go on after the verdicts'. */
+enum note {
+	NOTE_NESTED = VERDICT_COUNT,	/* more than one level of ERM was peeled */
+	NOTE_INNER_TRUNCATED,		/* the mirrored IP packet says it is longer than the bytes that came */
+	COUNTER_COUNT
+};
+
+#endif

@@ -1,0 +1,347 @@
+/* SPDX-License-Identifier: BSD-3-Clause OR GPL-2.0-only */
+/*
+ * Strips HP ERM (Ethernet, IPv4, UDP, 12-byte header) from a mirrored frame, so that the kernel sees the frame as it
+ * was on the mirrored port. Every packet gets one verdict, is counted at one exit and is passed on: this program
+ * never drops.
+ *
+ * xdp_erm_py/compiler.py compiles it with what is configured:
+ *	ERM_IS_PORT(port)	whether a UDP destination port (host byte order) carries ERM
+ *	ERM_DEPTH		levels of ERM that are peeled, 1 to ERM_MAX_DEPTH
+ *	ERM_VLAN		one of VLAN_RESTORE, VLAN_TAGGED, VLAN_STRIP
+ *	ERM_SOURCES, ERM_TARGETS	entries in the allow lists; undefined where there is none
+ *	ERM_SESSIONS		defined where sessions are counted
+ */
+#define BPF_LICENSE Dual BSD/GPL
+
+#include <linux/types.h>
+#include "shared.h"
+#include "packet.h"
+
+struct counter {
+	u64 packets;
+	u64 bytes;		/* of the frame as it arrived, wrapping included */
+};
+
+BPF_PERCPU_ARRAY(counters, struct counter, COUNTER_COUNT);
+
+#ifdef ERM_SESSIONS
+/* A mirror session of a switch: between one pair of addresses the source port is what tells sessions apart. */
+struct session_key {
+	__be32 source;
+	__be16 source_port;
+	u16 zero;
+};
+
+struct session {
+	u64 packets;
+	u64 bytes;
+	u64 last_seen;		/* CLOCK_MONOTONIC, ns */
+};
+
+/* LRU: a flood of spoofed sources replaces idle sessions, and memory stays as it is. */
+BPF_TABLE("lru_hash", struct session_key, struct session, sessions, ERM_MAX_SESSIONS);
+#endif
+
+/* Key of the allow lists: an IPv4 prefix. */
+struct prefix {
+	u32 length;		/* bits */
+	__be32 address;
+};
+
+#ifdef ERM_SOURCES
+BPF_LPM_TRIE(sources, struct prefix, u8, ERM_SOURCES);
+#endif
+#ifdef ERM_TARGETS
+BPF_LPM_TRIE(targets, struct prefix, u8, ERM_TARGETS);
+#endif
+
+/*
+ * A place in the packet. `end` is where the content ends: once a datagram's length is known, padding behind it is never
+ * taken for content. `data_end` is where the memory ends, as the verifier wants to be asked.
+ */
+struct cursor {
+	void *data;
+	void *data_end;
+	u32 offset;		/* of the next byte, from data */
+	u32 end;		/* likewise, of the first byte that is no content */
+};
+
+/* The next `length` bytes, or NULL where they are not there. */
+static __always_inline void *take(struct cursor *cursor, u32 length)
+{
+	void *taken = cursor->data + cursor->offset;
+
+	if (cursor->offset + length > cursor->end || taken + length > cursor->data_end)
+		return NULL;
+	cursor->offset += length;
+	return taken;
+}
+
+static __always_inline u32 left(struct cursor *cursor)
+{
+	return cursor->end - cursor->offset;
+}
+
+/* Takes the Ethernet header and its VLAN tags. The EtherType behind them (host byte order), or -1: bytes missing. */
+static __always_inline int take_ethernet(struct cursor *cursor)
+{
+	struct ethernet *ethernet = take(cursor, sizeof(*ethernet));
+	u16 ethertype;
+
+	if (!ethernet)
+		return -1;
+	ethertype = bpf_ntohs(ethernet->ethertype);
+#pragma unroll
+	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
+		struct vlan_tag *tag;
+
+		if (ethertype != ETHERTYPE_8021Q && ethertype != ETHERTYPE_8021AD)
+			break;
+		tag = take(cursor, sizeof(*tag));
+		if (!tag)
+			return -1;
+		ethertype = bpf_ntohs(tag->ethertype);
+	}
+	return ethertype;
+}
+
+/* One level of ERM: where it came from, and the mirrored frame's VLAN as the header has it (host byte order). */
+struct wrapping {
+	__be32 source;
+	__be16 source_port;
+	u32 tag;
+};
+
+/*
+ * Takes one level of wrapping. VERDICT_DECAPSULATED: the cursor stands on the mirrored frame and ends where it ends.
+ * The allow lists are for what reaches this sensor's wire, the outermost level.
+ */
+static __always_inline enum verdict take_wrapping(struct cursor *cursor, struct wrapping *wrapping, bool outermost)
+{
+	int ethertype = take_ethernet(cursor);
+	u32 header_length, total_length, udp_length, ip_left;
+	struct ipv4 *ip;
+	struct udp *udp;
+	struct erm *erm;
+
+	if (ethertype < 0)
+		return VERDICT_TRUNCATED;
+	if (ethertype != ETHERTYPE_IPV4)
+		return VERDICT_NOT_ERM;
+
+	ip_left = left(cursor);
+	ip = take(cursor, sizeof(*ip));
+	if (!ip)
+		return VERDICT_TRUNCATED;
+	header_length = (ip->version_ihl & 0xf) * 4;
+	if (ip->version_ihl >> 4 != 4 || header_length < sizeof(*ip))
+		return VERDICT_MALFORMED;
+	if (ip->protocol != PROTOCOL_UDP)
+		return VERDICT_NOT_ERM;
+	if (ip->fragment & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET))
+		return VERDICT_FRAGMENT;
+
+	if (!take(cursor, header_length - sizeof(*ip)))
+		return VERDICT_TRUNCATED;
+	udp = take(cursor, sizeof(*udp));
+	if (!udp)
+		return VERDICT_TRUNCATED;
+	if (!ERM_IS_PORT(bpf_ntohs(udp->destination)))
+		return VERDICT_NOT_ERM;
+
+#ifdef ERM_SOURCES
+	if (outermost) {
+		struct prefix source = { .length = 32, .address = ip->source };
+
+		if (!sources.lookup(&source))
+			return VERDICT_FOREIGN_SOURCE;
+	}
+#endif
+#ifdef ERM_TARGETS
+	if (outermost) {
+		struct prefix target = { .length = 32, .address = ip->destination };
+
+		if (!targets.lookup(&target))
+			return VERDICT_FOREIGN_TARGET;
+	}
+#endif
+
+	total_length = bpf_ntohs(ip->total_length);
+	udp_length = bpf_ntohs(udp->length);
+	if (udp_length < sizeof(*udp) || header_length + udp_length > total_length)
+		return VERDICT_MALFORMED;
+	if (total_length > ip_left || udp_length < sizeof(*udp) + sizeof(*erm) + sizeof(struct ethernet))
+		return VERDICT_TRUNCATED;
+
+	/* The datagram ends where UDP says. What follows is padding or a trailer, and no part of the mirrored frame. */
+	cursor->end = cursor->offset + udp_length - sizeof(*udp);
+	erm = take(cursor, sizeof(*erm));
+	if (!erm)
+		return VERDICT_TRUNCATED;
+
+	wrapping->source = ip->source;
+	wrapping->source_port = udp->source;
+	wrapping->tag = bpf_ntohl(erm->tag);
+	return VERDICT_DECAPSULATED;
+}
+
+/* Whether the mirrored frame is IP and its own length field promises more than was mirrored. */
+static __always_inline bool is_inner_truncated(struct cursor frame)
+{
+	int ethertype = take_ethernet(&frame);
+	u32 ip_left = left(&frame);
+
+	if (ethertype == ETHERTYPE_IPV4) {
+		struct ipv4 *ip = take(&frame, sizeof(*ip));
+
+		return !ip || bpf_ntohs(ip->total_length) > ip_left;
+	}
+	if (ethertype == ETHERTYPE_IPV6) {
+		struct ipv6 *ip = take(&frame, sizeof(*ip));
+
+		return !ip || sizeof(*ip) + bpf_ntohs(ip->payload_length) > ip_left;
+	}
+	return false;
+}
+
+/* Whether the mirrored frame gets an 802.1Q tag again. VLAN 0 is no VLAN. */
+static __always_inline bool wants_tag(u32 tag)
+{
+	if (ERM_VLAN == VLAN_STRIP || !ERM_TAG_VLAN(tag))
+		return false;
+	return ERM_VLAN == VLAN_RESTORE || ERM_TAG_IS_TAGGED(tag);
+}
+
+/*
+ * The 802.1Q tag control information, host byte order. ERM carries the switch's queue (traffic class), in which the
+ * default class, PCP 0, ranks above the two background classes 1 and 2.
+ */
+static __always_inline u16 tag_control(u32 tag)
+{
+	u32 queue = ERM_TAG_PRIORITY(tag);
+	u32 pcp = queue == 0 ? 1 : queue == 1 ? 2 : queue == 2 ? 0 : queue;
+
+	return pcp << 13 | ERM_TAG_CFI(tag) << 12 | ERM_TAG_VLAN(tag);
+}
+
+/* Inserts the tag behind the two MAC addresses, which stand sizeof(struct vlan_tag) bytes further than they shall. */
+static __always_inline bool write_tag(struct xdp_md *ctx, u32 tag)
+{
+	u32 *word = (void *)(long)ctx->data;
+
+	if ((void *)(word + 4) > (void *)(long)ctx->data_end)
+		return false;
+	word[0] = word[1];
+	word[1] = word[2];
+	word[2] = word[3];
+	word[3] = bpf_htonl(ETHERTYPE_8021Q << 16 | tag_control(tag));
+	return true;
+}
+
+/* Everything that is to be known of one packet when it is counted. */
+struct outcome {
+	enum verdict verdict;
+	struct wrapping outermost;
+	bool nested;
+	bool inner_truncated;
+};
+
+/* Leaves exactly the mirrored frame, or the packet as it came. */
+static __always_inline void decapsulate(struct xdp_md *ctx, struct outcome *outcome)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	struct cursor frame = { .data = data, .data_end = data_end, .end = data_end - data };
+	struct wrapping innermost;
+	int strip, trim;
+	bool tagged;
+
+	outcome->verdict = take_wrapping(&frame, &outcome->outermost, true);
+	if (outcome->verdict != VERDICT_DECAPSULATED)
+		return;
+
+	innermost = outcome->outermost;
+#pragma unroll
+	for (int level = 1; level < ERM_DEPTH; level++) {
+		struct cursor next = frame;
+
+		if (take_wrapping(&next, &innermost, false) != VERDICT_DECAPSULATED)
+			break;
+		frame = next;
+		outcome->nested = true;
+	}
+	outcome->inner_truncated = is_inner_truncated(frame);
+
+	tagged = wants_tag(innermost.tag);
+	strip = frame.offset - (tagged ? sizeof(struct vlan_tag) : 0);
+	trim = data_end - data - frame.end;
+
+	/* Nothing is written before both have succeeded: the wrapping is still there to be uncovered again. */
+	if (bpf_xdp_adjust_head(ctx, strip)) {
+		outcome->verdict = VERDICT_FAILED;
+		return;
+	}
+	if (trim && bpf_xdp_adjust_tail(ctx, -trim)) {
+		bpf_xdp_adjust_head(ctx, -strip);
+		outcome->verdict = VERDICT_FAILED;
+		return;
+	}
+	if (tagged && !write_tag(ctx, innermost.tag))
+		outcome->verdict = VERDICT_FAILED;
+}
+
+static __always_inline void count(u32 index, u64 bytes)
+{
+	struct counter *counter = counters.lookup(&index);
+
+	if (counter) {
+		counter->packets++;
+		counter->bytes += bytes;
+	}
+}
+
+#ifdef ERM_SESSIONS
+static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
+{
+	struct session_key key = { .source = outermost->source, .source_port = outermost->source_port };
+	u64 now = bpf_ktime_get_ns();
+	struct session *session = sessions.lookup(&key);
+
+	if (!session) {
+		struct session first = { .packets = 1, .bytes = bytes, .last_seen = now };
+
+		/*
+		 * Not to look a new session up keeps its LRU reference bit clear: sources seen only once are the first to
+		 * be replaced. It fails where another CPU has put the session there first.
+		 */
+		if (!sessions.insert(&key, &first))
+			return;
+		session = sessions.lookup(&key);
+		if (!session)
+			return;
+	}
+	lock_xadd(&session->packets, 1);
+	lock_xadd(&session->bytes, bytes);
+	session->last_seen = now;
+}
+#endif
+
+int xdp_erm(struct xdp_md *ctx)
+{
+	u64 bytes = ctx->data_end - ctx->data;
+	struct outcome outcome = {};
+
+	decapsulate(ctx, &outcome);
+
+	count(outcome.verdict, bytes);
+	if (outcome.verdict == VERDICT_DECAPSULATED) {
+		if (outcome.nested)
+			count(NOTE_NESTED, bytes);
+		if (outcome.inner_truncated)
+			count(NOTE_INNER_TRUNCATED, bytes);
+#ifdef ERM_SESSIONS
+		count_session(&outcome.outermost, bytes);
+#endif
+	}
+	return XDP_PASS;
+}

@@ -1,0 +1,190 @@
+"""The bpf(2) system call, as far as it is needed: programs and maps by id, their contents, loading and test runs.
+
+bcc has no call for most of this, and importing it makes a process 75 MB larger. Structures follow `union bpf_attr` of
+the kernel's uapi linux/bpf.h; unless said otherwise every function raises OSError with the kernel's errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+_SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_GET_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 4, 5
+_PROG_TEST_RUN, _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_BIND_MAP = 10, 13, 14, 15, 35
+
+_MAP_TYPE_ARRAY = 2
+_PROG_TYPE_XDP = 6
+_PERCPU_MAP_TYPES = (5, 6, 10)  # hash, array, LRU hash
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ProgramInfo(NamedTuple):
+    id: int
+    name: str
+    map_ids: tuple[int, ...]
+
+
+class MapInfo(NamedTuple):
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    name: str
+
+
+def _bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
+    if isinstance(attributes, bytes):
+        attributes = ctypes.create_string_buffer(attributes, len(attributes))
+    number = _SYSCALL.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, f"the number of bpf(2) on {platform.machine()} is not known")
+    result: int = _libc.syscall(number, command, attributes, len(attributes))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    return ctypes.addressof(buffer)
+
+
+def _name(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode(errors="replace")
+
+
+def possible_cpus() -> int:
+    """How many values a per-CPU map holds for each key."""
+    last = Path("/sys/devices/system/cpu/possible").read_text().strip().replace("-", ",").split(",")[-1]
+    return int(last) + 1
+
+
+def program_fd(program_id: int) -> int:
+    """A new descriptor of a loaded program. ENOENT: it is gone; EPERM: needs root."""
+    return _bpf(_PROG_GET_FD_BY_ID, struct.pack("=III", program_id, 0, 0))
+
+
+def _info(fd: int, info: ctypes.Array[ctypes.c_char]) -> None:
+    _bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", fd, len(info), _address(info)))
+
+
+def program_info(fd: int) -> ProgramInfo:
+    """What the kernel knows of a program (struct bpf_prog_info)."""
+    most = 64
+    ids = (ctypes.c_uint32 * most)()
+    info = ctypes.create_string_buffer(80)
+    struct.pack_into("=IQ", info, 52, most, ctypes.addressof(ids))
+    _info(fd, info)
+    program_id, = struct.unpack_from("=I", info, 4)
+    count, = struct.unpack_from("=I", info, 52)
+    return ProgramInfo(program_id, _name(info.raw[64:80]), tuple(ids[:min(count, most)]))
+
+
+class Map:
+    """An open map; the with block closes it."""
+
+    def __init__(self, fd: int) -> None:
+        """Takes over the descriptor `fd`."""
+        self.fd = fd
+        info = ctypes.create_string_buffer(40)
+        _info(fd, info)
+        kind, map_id, key_size, value_size, max_entries, _flags = struct.unpack_from("=6I", info)
+        self.info = MapInfo(kind, map_id, key_size, value_size, max_entries, _name(info.raw[24:40]))
+        self._stride = (value_size + 7) // 8 * 8
+        self._copies = possible_cpus() if kind in _PERCPU_MAP_TYPES else 1
+
+    @classmethod
+    def by_id(cls, map_id: int) -> Map:
+        """Opens a loaded map. ENOENT: it is gone; EPERM: needs root."""
+        return cls(_bpf(_MAP_GET_FD_BY_ID, struct.pack("=III", map_id, 0, 0)))
+
+    @classmethod
+    def create_array(cls, name: str, value_size: int) -> Map:
+        """Makes an array map with one value of `value_size` bytes."""
+        return cls(_bpf(_MAP_CREATE, struct.pack("=7I16s", _MAP_TYPE_ARRAY, 4, value_size, 1, 0, 0, 0, name.encode())))
+
+    def __enter__(self) -> Map:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def lookup(self, key: bytes) -> list[bytes] | None:
+        """The value under `key`, one for each possible CPU in a per-CPU map; None where there is none."""
+        key_buffer = ctypes.create_string_buffer(key, len(key))
+        values = ctypes.create_string_buffer(self._stride * self._copies)
+        try:
+            _bpf(_MAP_LOOKUP, struct.pack("=IIQQQ", self.fd, 0, _address(key_buffer), _address(values), 0))
+        except FileNotFoundError:
+            return None
+        return [values.raw[start:start + self.info.value_size] for start in range(0, len(values), self._stride)]
+
+    def update(self, key: bytes, value: bytes) -> None:
+        """Puts `value` under `key`."""
+        update(self.fd, key, value)
+
+    def keys(self) -> Iterator[bytes]:
+        """The keys. One that goes while we walk can make the walk start over: at most max_entries are given."""
+        key: ctypes.Array[ctypes.c_char] | None = None
+        for _ in range(self.info.max_entries):
+            following = ctypes.create_string_buffer(self.info.key_size)
+            attributes = struct.pack("=IIQQ", self.fd, 0, _address(key) if key else 0, _address(following))
+            try:
+                _bpf(_MAP_GET_NEXT_KEY, attributes)
+            except FileNotFoundError:
+                return
+            yield following.raw
+            key = following
+
+
+def update(fd: int, key: bytes, value: bytes) -> None:
+    """Puts `value` under `key` in the map with descriptor `fd` (no per-CPU map)."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    value_buffer = ctypes.create_string_buffer(value, len(value))
+    _bpf(_MAP_UPDATE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), _address(value_buffer), 0))
+
+
+def load_xdp(name: str, instructions: bytes, license: bytes) -> int:
+    """Loads an XDP program; returns its descriptor. The verifier's complaint is in the OSError's text."""
+    instructions_buffer = ctypes.create_string_buffer(instructions, len(instructions))
+    license_buffer = ctypes.create_string_buffer(license)
+
+    def load(log: ctypes.Array[ctypes.c_char] | None) -> int:
+        return _bpf(_PROG_LOAD, struct.pack(
+            "=IIQQIIQII16s", _PROG_TYPE_XDP, len(instructions) // 8, _address(instructions_buffer),
+            _address(license_buffer), 1 if log else 0, len(log) if log else 0, _address(log) if log else 0,
+            0, 0, name.encode()))
+
+    try:
+        return load(None)
+    except PermissionError as error:
+        log = ctypes.create_string_buffer(1 << 20)
+        try:
+            return load(log)
+        except OSError:
+            reason = _name(log.raw).strip().splitlines()
+            raise OSError(error.errno, "; ".join([os.strerror(error.errno), *reason[-3:]])) from None
+
+
+def bind_map(program: int, map_: int) -> None:
+    """Makes a map live as long as a program that does not itself use it (Linux 5.10)."""
+    _bpf(_PROG_BIND_MAP, struct.pack("=III", program, map_, 0))
+
+
+def test_run(program: int, packet: bytes) -> tuple[int, bytes]:
+    """Runs an XDP program on one packet (14 bytes or more): its return value, and the packet as it is afterwards."""
+    before = ctypes.create_string_buffer(packet, len(packet))
+    after = ctypes.create_string_buffer(len(packet) + 256)
+    attributes = ctypes.create_string_buffer(struct.pack(
+        "=IIIIQQII", program, 0, len(packet), len(after), _address(before), _address(after), 1, 0), 80)
+    _bpf(_PROG_TEST_RUN, attributes)
+    result, _, size = struct.unpack_from("=III", attributes, 4)
+    return result, after.raw[:size]

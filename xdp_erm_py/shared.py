@@ -1,0 +1,33 @@
+"""The constants that the XDP program and Python share, read from where they are written: bpf/shared.h."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+# The C sources stand beside the package, in a checkout as in the .pyz.
+BPF_DIRECTORY = resources.files(__package__).parent / "bpf"  # type: ignore[attr-defined]
+
+_header = (BPF_DIRECTORY / "shared.h").read_text()
+_numbers = {name: int(value) for name, value in re.findall(r"^#define (\w+) (\d+)$", _header, re.MULTILINE)}
+
+
+def _enumerators(prefix: str) -> tuple[str, ...]:
+    """The enumerators of one enum in their order, lower case and without the prefix; the closing *_COUNT is left out."""
+    names = re.findall(rf"^\t{prefix}_(\w+)[, ]", _header, re.MULTILINE)
+    return tuple(name.lower() for name in names if name != "COUNT")
+
+
+ERM_DEFAULT_PORT = _numbers["ERM_DEFAULT_PORT"]
+ERM_HEADER_LEN = _numbers["ERM_HEADER_LEN"]
+ERM_MAX_DEPTH = _numbers["ERM_MAX_DEPTH"]
+ERM_MAX_SESSIONS = _numbers["ERM_MAX_SESSIONS"]
+
+#: The ways to treat the mirrored frame's VLAN, by their number in the program.
+VLAN_MODES = {name[5:].lower(): number for name, number in _numbers.items() if name.startswith("VLAN_")}
+
+#: One of these for each packet.
+VERDICTS = _enumerators("VERDICT")
+
+#: The names of the counters by their index in the kernel's map: the verdicts, then the notes beside `decapsulated`.
+COUNTERS = VERDICTS + _enumerators("NOTE")
