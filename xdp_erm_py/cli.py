@@ -1,0 +1,225 @@
+"""The command line. Exit status: 0 done, 1 it failed, 2 usage or configuration."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, Sequence
+
+import yaml
+
+from . import __version__, config
+from .errors import UsageError, XdpErmError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; what it prints is for people, --json for programs."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+    try:
+        args = _parser(arguments[:1]).parse_args(arguments)
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except XdpErmError as error:
+        print(f"xdp-erm: {error}", file=sys.stderr)
+        return error.exit_status
+    except ModuleNotFoundError as error:
+        package = _PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        print(f"xdp-erm: the Python module {error.name} is missing: install {package}", file=sys.stderr)
+        return XdpErmError.exit_status
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone: nobody to tell
+        return XdpErmError.exit_status
+    except KeyboardInterrupt:
+        return 130
+
+
+# What each module is called as a package of Debian and Ubuntu, and of RHEL and Fedora.
+_PACKAGES = {name: f"python3-{name}" for name in ("pyroute2", "rich", "websockets")}
+
+
+def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
+    """`command`: the one that was given, if any; only its own module is imported."""
+    parser = argparse.ArgumentParser(
+        prog="xdp-erm", description="Strips HP ERM from mirrored traffic in XDP, before AF_PACKET's fanout sees it.")
+    parser.add_argument("--version", action="version", version=f"xdp-erm {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    attach = commands.add_parser("attach", help="attach to interfaces, or bring what is attached to the configuration")
+    _interfaces(attach, "default: those in the configuration file")
+    _settings(attach)
+    attach.add_argument("--force", action="store_true", help="replace another's XDP program")
+    attach.set_defaults(run=_attach)
+
+    detach = commands.add_parser("detach", help="take xdp-erm off and bring the NIC's old settings back")
+    _interfaces(detach, "default: all it is attached to")
+    detach.set_defaults(run=_detach)
+
+    status = commands.add_parser("status", help="what is attached where, since when, and how it is configured")
+    status.add_argument("--json", action="store_true", help="for programs")
+    status.set_defaults(run=_status)
+
+    stats = commands.add_parser("stats", help="verdict counters and sessions")
+    stats.add_argument("interface", nargs="?", metavar="IFACE", help="default: all it is attached to")
+    stats.add_argument("--json", action="store_true", help="for programs; with --watch one line a reading")
+    stats.add_argument("--watch", nargs="?", type=_seconds, const=1.0, metavar="SECONDS",
+                       help="show rates, every second or as told")
+    stats.set_defaults(run=_stats)
+
+    show = commands.add_parser("config", help="print the effective configuration")
+    _interfaces(show, "default: those in the configuration file")
+    _settings(show)
+    show.set_defaults(run=_config)
+
+    for name, text in _SEPARATE_COMMANDS.items():
+        separate = commands.add_parser(name, help=text)
+        if name in command:
+            module = importlib.import_module(f"{__package__}.{name}")
+            module.add_arguments(separate)
+            separate.set_defaults(run=module.run)
+    return parser
+
+
+#: Commands in a module of their name, which says `add_arguments(parser)` and `run(args) -> int`.
+_SEPARATE_COMMANDS = {
+    "lab": "try it without hardware: a switch and a sensor in network namespaces",
+    "publish": "report the counters to Zeek for as long as it runs",
+}
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 3600 seconds")
+    return seconds
+
+
+def _interfaces(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("interfaces", nargs="*", metavar="IFACE", help=text)
+
+
+def _checked(key: str, many: bool = False, number: bool = False) -> Any:
+    """A parser of one option's text, by the configuration's own rules."""
+    def parse(text: str) -> Any:
+        values = text.split(",") if many else [text]
+        try:
+            value: Any = [int(item) if number and item.isdecimal() else item for item in values]
+            return config.check(key, value if many else value[0])
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return parse
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    """The options that stand over the configuration file. Those that name several things may be repeated."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_PATH}, if it is there")
+    group = parser.add_argument_group("settings (over the configuration file)")
+    group.add_argument("--port", action="append", type=_checked("port", many=True, number=True), metavar="PORT[,PORT]",
+                       help="UDP destination ports that carry ERM")
+    group.add_argument("--vlan", type=_checked("vlan"), metavar="{restore,tagged,strip}",
+                       help="the mirrored frame's 802.1Q tag")
+    group.add_argument("--depth", type=_checked("depth", number=True), metavar="LEVELS",
+                       help="levels of ERM inside ERM to peel, 1 to 3")
+    group.add_argument("--mode", type=_checked("mode"), metavar="{auto,native,generic}", help="where XDP runs")
+    group.add_argument("--source", dest="sources", action="append", type=_checked("sources", many=True),
+                       metavar="PREFIX[,PREFIX]", help="take ERM only from these IPv4 prefixes")
+    group.add_argument("--target", dest="targets", action="append", type=_checked("targets", many=True),
+                       metavar="ADDRESS[,ADDRESS]", help="take ERM only to these IPv4 addresses")
+    group.add_argument("--no-sessions", dest="sessions", action="store_false", default=None,
+                       help="do not count by switch session")
+    group.add_argument("--set-mtu", dest="set_mtu", action="store_true", default=None,
+                       help="raise an MTU that is too small for full-size mirrored frames")
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    overrides = {key: getattr(args, key) for key in config.SETTINGS if getattr(args, key) is not None}
+    for key in ("port", "sources", "targets"):
+        if key in overrides:
+            overrides[key] = config.check(key, [item for items in overrides[key] for item in items])
+    return overrides
+
+
+def _configured(args: argparse.Namespace) -> dict[str, config.InterfaceConfig]:
+    """The interfaces that a command is for, each with its effective configuration."""
+    configuration = config.load(args.config)
+    names = list(dict.fromkeys(args.interfaces)) or list(configuration.interfaces)
+    if not names:
+        raise UsageError(f"no interface: name one, or put it under `interfaces` in {args.config or config.DEFAULT_PATH}")
+    for name in names:
+        try:
+            config.check_interface_name(name)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    overrides = _overrides(args)
+    return {name: configuration.of(name, overrides) for name in names}
+
+
+def _each(names: Any, act: Any) -> int:
+    """Does it for each interface. One that fails does not keep the others from being done."""
+    failed = 0
+    for name in names:
+        try:
+            print("\n".join(act(name)), flush=True)
+        except XdpErmError as error:
+            print(f"xdp-erm: {error}", file=sys.stderr)
+            failed = error.exit_status
+    return failed
+
+
+def _attach(args: argparse.Namespace) -> int:
+    from . import attachment
+    configured = _configured(args)
+    attachment.require_root()
+    return _each(configured, lambda name: attachment.attach(name, configured[name], args.force))
+
+
+def _detach(args: argparse.Namespace) -> int:
+    from . import attachment
+    from .links import Links
+    attachment.require_root()
+    names = list(dict.fromkeys(args.interfaces))
+    if not names:
+        with Links() as links:
+            names = [found.link.name for found in attachment.find_all(links)]
+        if not names:
+            print("xdp-erm is not attached to any interface of this network namespace")
+    return _each(names, attachment.detach)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from . import attachment, stats
+    from .links import Links
+    attachment.require_root()
+    with Links() as links:
+        interfaces = [stats.describe(found) for found in attachment.find_all(links)]
+    if args.json:
+        print(json.dumps({"interfaces": interfaces}))
+    else:
+        from . import display
+        display.status(interfaces)
+    return 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from . import display, stats
+    if args.watch is not None:
+        return display.watch(args.interface, args.watch, args.json)
+    interfaces = stats.snapshot(args.interface)
+    if args.json:
+        print(json.dumps({"interfaces": interfaces}))
+    else:
+        display.stats(interfaces)
+    return 0
+
+
+def _config(args: argparse.Namespace) -> int:
+    configured = _configured(args)
+    print(yaml.safe_dump({"interfaces": {name: settings.as_dict() for name, settings in configured.items()}},
+                         sort_keys=False, default_flow_style=None), end="")
+    return 0

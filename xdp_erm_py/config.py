@@ -1,0 +1,227 @@
+"""What is configured: built-in defaults, /etc/xdp-erm.yaml over them, the command line over both.
+
+    defaults:                 # for every interface
+      vlan: restore
+    interfaces:
+      eth1:
+        port: [7932, 7933]
+      eth2: {sources: [192.0.2.0/24], set_mtu: true}
+
+Every mistake is a UsageError that names file, line and value; nothing is used of a file that has one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from pathlib import Path
+from typing import Any, Callable
+
+import yaml
+
+from . import shared
+from .errors import UsageError
+
+DEFAULT_PATH = Path("/etc/xdp-erm.yaml")
+MODES = ("auto", "native", "generic")
+
+
+@dataclasses.dataclass(frozen=True)
+class InterfaceConfig:
+    """How one interface is treated. Values are checked and in canonical form."""
+
+    port: tuple[int, ...] = (shared.ERM_DEFAULT_PORT,)
+    """UDP destination ports that carry ERM."""
+    vlan: str = "restore"
+    """The mirrored frame's 802.1Q tag: restore, tagged (only where the ERM header says tagged) or strip."""
+    depth: int = shared.ERM_MAX_DEPTH
+    """Levels of ERM inside ERM that are peeled."""
+    mode: str = "auto"
+    """Where XDP runs: native (in the driver), generic (in the stack), or auto: native, else generic."""
+    sources: tuple[str, ...] = ()
+    """IPv4 prefixes of the switches; empty: any."""
+    targets: tuple[str, ...] = ()
+    """IPv4 addresses the switches send to; empty: any."""
+    sessions: bool = True
+    """Whether packets are counted by switch session as well."""
+    set_mtu: bool = False
+    """Whether an MTU too small for a full-size mirrored frame is raised."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain lists, strings and numbers, as in YAML and JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value
+                for key, value in dataclasses.asdict(self).items()}
+
+
+def _ports(value: Any) -> tuple[int, ...]:
+    ports = value if isinstance(value, list) else [value]
+    for port in ports:
+        if type(port) is not int or not 1 <= port <= 65535:
+            raise ValueError(f"{port!r} is not a UDP port (1 to 65535)")
+    if not ports:
+        raise ValueError("no port given")
+    return tuple(sorted(set(ports)))
+
+
+def _depth(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= shared.ERM_MAX_DEPTH:
+        raise ValueError(f"{value!r} is not a depth (1 to {shared.ERM_MAX_DEPTH})")
+    return value
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+        return str(value)
+    return check
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _prefixes(value: Any) -> tuple[str, ...]:
+    prefixes = set()
+    for prefix in value if isinstance(value, list) else [value]:
+        if not isinstance(prefix, str):
+            raise ValueError(f"{prefix!r} is not an IPv4 prefix like 192.0.2.0/24")
+        try:
+            prefixes.add(ipaddress.IPv4Network(prefix))
+        except ValueError as error:
+            raise ValueError(f"{prefix!r} is not an IPv4 prefix like 192.0.2.0/24: {error}") from None
+    return tuple(str(prefix) for prefix in sorted(prefixes))
+
+
+def _addresses(value: Any) -> tuple[str, ...]:
+    addresses = set()
+    for address in value if isinstance(value, list) else [value]:
+        try:
+            addresses.add(ipaddress.IPv4Address(address if isinstance(address, str) else None))
+        except ValueError:
+            raise ValueError(f"{address!r} is not an IPv4 address like 192.0.2.7") from None
+    return tuple(str(address) for address in sorted(addresses))
+
+
+#: The settings: each with the function that checks a value and brings it into canonical form, or raises ValueError.
+SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "port": _ports,
+    "vlan": _one_of(tuple(shared.VLAN_MODES)),
+    "depth": _depth,
+    "mode": _one_of(MODES),
+    "sources": _prefixes,
+    "targets": _addresses,
+    "sessions": _flag,
+    "set_mtu": _flag,
+}
+
+
+def check(key: str, value: Any) -> Any:
+    """The canonical form of one setting; ValueError says what is wrong with it."""
+    if key not in SETTINGS:
+        raise ValueError(f"unknown key {key!r} (known: {', '.join(SETTINGS)})")
+    return SETTINGS[key](value)
+
+
+def check_interface_name(name: Any) -> str:
+    """The name, if Linux would take it for an interface (1 to 15 bytes, no slash, colon or space)."""
+    if not isinstance(name, str) or not 1 <= len(name.encode()) <= 15 or name in (".", "..") or \
+            any(character in "/:" or character.isspace() for character in name):
+        raise ValueError(f"{name!r} is not an interface name")
+    return name
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """One configuration file: the settings by interface, and those for interfaces it does not name."""
+
+    interfaces: dict[str, InterfaceConfig] = dataclasses.field(default_factory=dict)
+    defaults: InterfaceConfig = InterfaceConfig()
+
+    def of(self, name: str, overrides: dict[str, Any]) -> InterfaceConfig:
+        """The settings of interface `name`, with the command line's (canonical) over them."""
+        return dataclasses.replace(self.interfaces.get(name, self.defaults), **overrides)
+
+
+def load(path: Path | None = None) -> Configuration:
+    """Reads a configuration file; without a path the default one, which may be missing."""
+    file = path or DEFAULT_PATH
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        if path is None:
+            return Configuration()
+        raise UsageError(f"{file}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    return _Reader(file).configuration(root)
+
+
+class _Reader:
+    """Walks the YAML nodes rather than the loaded values: nodes know their line, and keep duplicate keys."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._constructor = yaml.SafeLoader("")
+
+    def _error(self, node: yaml.Node, problem: object) -> UsageError:
+        return UsageError(f"{self._file}:{node.start_mark.line + 1}: {problem}")
+
+    def _value(self, node: yaml.Node) -> Any:
+        try:
+            return self._constructor.construct_object(node, deep=True)
+        except yaml.YAMLError as error:
+            raise self._error(node, error) from None
+
+    def _items(self, node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, Any, yaml.Node]]:
+        """(key's node, key, value's node) of a mapping; an empty one may be left blank."""
+        if node is None or node.tag == "tag:yaml.org,2002:null":
+            return []
+        if not isinstance(node, yaml.MappingNode):
+            raise self._error(node, f"{what} must be a mapping, not {self._value(node)!r}")
+        items: list[tuple[yaml.Node, Any, yaml.Node]] = []
+        for key_node, value_node in node.value:
+            key = self._value(key_node)
+            for earlier_node, earlier, _ in items:
+                if earlier == key:
+                    raise self._error(key_node, f"{key!r} stands twice, first in line "
+                                                f"{earlier_node.start_mark.line + 1}")
+            items.append((key_node, key, value_node))
+        return items
+
+    def _settings(self, node: yaml.Node, what: str) -> dict[str, Any]:
+        settings = {}
+        for key_node, key, value_node in self._items(node, what):
+            try:
+                settings[key] = check(key, self._value(value_node))
+            except ValueError as error:
+                if key not in SETTINGS:
+                    raise self._error(key_node, error) from None
+                raise self._error(value_node, f"{key}: {error}") from None
+        return settings
+
+    def configuration(self, root: yaml.Node | None) -> Configuration:
+        sections: dict[str, yaml.Node] = {}
+        for key_node, key, value_node in self._items(root, "the configuration"):
+            if key not in ("defaults", "interfaces"):
+                raise self._error(key_node, f"unknown key {key!r} (known: defaults, interfaces)")
+            sections[key] = value_node
+        defaults = InterfaceConfig()
+        if "defaults" in sections:
+            defaults = InterfaceConfig(**self._settings(sections["defaults"], "defaults"))
+        interfaces = {}
+        for key_node, name, value_node in self._items(sections.get("interfaces"), "interfaces"):
+            try:
+                check_interface_name(name)
+            except ValueError as error:
+                raise self._error(key_node, error) from None
+            interfaces[name] = dataclasses.replace(defaults, **self._settings(value_node, name))
+        return Configuration(interfaces, defaults)

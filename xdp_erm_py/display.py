@@ -1,0 +1,174 @@
+"""Tables of status and counters for people, and rates while they watch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import datetime, timezone
+from typing import Any, Iterable, Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from . import shared, stats as reading
+
+_NOTHING = "xdp-erm is not attached to any interface of this network namespace"
+
+# Switch sessions shown while watching: the busiest ones, so that the table fits a screen.
+_SESSIONS_WATCHED = 10
+
+_GOOD, _BAD, _PLAIN = "green", "yellow", ""
+
+
+def _style(counter: str, packets: float) -> str:
+    if not packets or counter in ("not_erm", "nested"):
+        return _PLAIN
+    return _GOOD if counter == "decapsulated" else _BAD
+
+
+def _console() -> Console:
+    # Where the output is no terminal nobody's width is known, and rich would cut the table at 80 columns.
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def status(interfaces: list[dict[str, Any]]) -> None:
+    """One row an interface."""
+    if not interfaces:
+        print(_NOTHING)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("interface", "mode", "program", "since", "configuration"):
+        table.add_column(column, overflow="fold")
+    for interface in interfaces:
+        configuration = " ".join(f"{key}={_shown(value)}" for key, value in interface["config"].items()
+                                 if value not in ([], False))
+        table.add_row(interface["name"], interface["mode"], str(interface["program_id"]), interface["attached_at"],
+                      configuration)
+    _console().print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "on" if value is True else str(value)
+
+
+def stats(interfaces: list[dict[str, Any]]) -> None:
+    """All counters and sessions of each interface."""
+    if not interfaces:
+        print(_NOTHING)
+        return
+    _console().print(Group(*_tables(interfaces)))
+
+
+def _tables(interfaces: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    for interface in interfaces:
+        yield Text(f"{interface['name']}: {interface['mode']}, since {interface['attached_at']}", style="bold")
+        total = sum(interface["counters"][verdict]["packets"] for verdict in shared.VERDICTS)
+        table = _counter_table("packets", "bytes", "share")
+        for name, counter in interface["counters"].items():
+            share = f"{counter['packets'] / total:.1%}" if total else "-"
+            table.add_row(name, f"{counter['packets']:,}", f"{counter['bytes']:,}", share,
+                          style=_style(name, counter["packets"]))
+        yield table
+        if interface["sessions"]:
+            yield _session_table(interface["sessions"])
+        yield Text()
+
+
+def _counter_table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("verdict", min_width=18)
+    for column in columns:
+        table.add_column(column, justify="right", min_width=14)
+    return table
+
+
+def _session_table(sessions: Iterable[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("switch session", min_width=21)
+    for column in ("packets", "bytes"):
+        table.add_column(column, justify="right", min_width=14)
+    table.add_column("last seen")
+    for session in sessions:
+        table.add_row(f"{session['source']}:{session['source_port']}", f"{session['packets']:,}",
+                      f"{session['bytes']:,}", session["last_seen"])
+    return table
+
+
+def watch(name: str | None, seconds: float, as_json: bool) -> int:
+    """Reads the counters every `seconds` until interrupted: a live table on a terminal, else a line a reading."""
+    readings = _readings(name, seconds)
+    if as_json:
+        for _, interfaces in readings:
+            print(json.dumps({"interfaces": interfaces}), flush=True)
+    elif sys.stdout.isatty():
+        before: dict[int, dict[str, Any]] = {}
+        with Live(Text("reading ..."), console=_console(), screen=True, auto_refresh=False) as live:
+            for elapsed, interfaces in readings:
+                live.update(_rates(interfaces, before, elapsed), refresh=True)
+                before = {interface["ifindex"]: interface for interface in interfaces}
+    else:
+        before = {}
+        for elapsed, interfaces in readings:
+            for interface in interfaces:
+                print(_line(interface, before.get(interface["ifindex"]), elapsed), flush=True)
+            if not interfaces:
+                print(_NOTHING, flush=True)
+            before = {interface["ifindex"]: interface for interface in interfaces}
+    return 0
+
+
+def _readings(name: str | None, seconds: float) -> Iterator[tuple[float, list[dict[str, Any]]]]:
+    """(seconds since the reading before, what was read), for ever."""
+    last = time.monotonic()
+    while True:
+        interfaces = reading.snapshot(name)
+        now = time.monotonic()
+        yield now - last, interfaces
+        last = now
+        time.sleep(seconds)
+
+
+def _rate(interface: dict[str, Any], before: dict[str, Any] | None, counter: str, unit: str, elapsed: float) -> float:
+    """Per second. Zero at the first reading, and where the program was attached anew in between."""
+    if before is None or before["attached_at"] != interface["attached_at"] or elapsed <= 0:
+        return 0.0
+    return max(0.0, (interface["counters"][counter][unit] - before["counters"][counter][unit]) / elapsed)
+
+
+def _rates(interfaces: list[dict[str, Any]], before: dict[int, dict[str, Any]], elapsed: float) -> RenderableType:
+    parts: list[RenderableType] = [Text(f"xdp-erm  {datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC   Ctrl-C ends",
+                                        style="dim"), Text()]
+    if not interfaces:
+        parts.append(Text(_NOTHING))
+    for interface in interfaces:
+        earlier = before.get(interface["ifindex"])
+        rates = {name: _rate(interface, earlier, name, "packets", elapsed) for name in shared.COUNTERS}
+        busiest = max(rates.values()) or 1.0
+        parts.append(Text(f"{interface['name']}: {interface['mode']}, since {interface['attached_at']}", style="bold"))
+        table = _counter_table("packets/s", "Mbit/s", "packets")
+        table.add_column("", min_width=20)
+        for name, rate in rates.items():
+            megabits = _rate(interface, earlier, name, "bytes", elapsed) * 8 / 1e6
+            packets = interface["counters"][name]["packets"]
+            table.add_row(name, f"{rate:,.0f}", f"{megabits:,.2f}", f"{packets:,}", "━" * round(20 * rate / busiest),
+                          style=_style(name, packets))
+        parts += [table, _session_table(interface["sessions"][:_SESSIONS_WATCHED])]
+        hidden = len(interface["sessions"]) - _SESSIONS_WATCHED
+        if hidden > 0:
+            parts.append(Text(f"and {hidden} quieter sessions: xdp-erm stats {interface['name']}", style="dim"))
+        parts.append(Text())
+    return Group(*parts)
+
+
+def _line(interface: dict[str, Any], before: dict[str, Any] | None, elapsed: float) -> str:
+    """Rates of everything that moved, in one line."""
+    rates = {name: _rate(interface, before, name, "packets", elapsed) for name in shared.COUNTERS}
+    megabits = sum(_rate(interface, before, name, "bytes", elapsed) for name in shared.VERDICTS) * 8 / 1e6
+    moved = [f"{name}={rate:.0f}/s" for name, rate in rates.items() if rate or name == "decapsulated"]
+    return (f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {interface['name']} {' '.join(moved)} "
+            f"{megabits:.2f} Mbit/s {len(interface['sessions'])} sessions")

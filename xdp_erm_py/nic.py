@@ -1,0 +1,119 @@
+"""Readies a NIC for XDP and for whole frames, and brings its old settings back.
+
+What was changed is a plain dict, which the attached program carries: {"mtu": [1500, 1554], "features": ["rx-gro"]}, the
+MTU before and after, and the features that were on before. Undoing skips what somebody else has changed since.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyroute2.ethtool.ioctl import EthtoolFeaturesList, IoctlEthtool, NoSuchDevice, NotSupportedError
+
+from .errors import XdpErmError
+from .links import Link, Links, gone
+
+#: A full-size mirrored frame (1514 bytes) in ERM, UDP and IPv4, as an MTU: without the outer Ethernet header.
+FULL_FRAME_MTU = 1514 + 12 + 8 + 20
+
+#: Receive features, as ethtool -k has them, that are wrong with decapsulation, and what each of them does to it.
+FEATURES = {
+    "rx-gro": "merges mirrored segments into frames that never were on the wire",
+    "rx-gro-hw": "merges frames before XDP sees them",
+    "rx-lro": "merges frames before XDP sees them",
+    "rx-vlan-hw-parse": "hides the outer VLAN tag from XDP and then puts it on the mirrored frame",
+    "rx-vlan-stag-hw-parse": "hides the outer VLAN tag from XDP and then puts it on the mirrored frame",
+    "rx-hashing": "leaves the wrapping's hash on the mirrored frame",
+    "rx-checksum": "vouches for the mirrored frame's checksum when it has seen only the wrapping's",
+}
+
+
+def prepare(links: Links, link: Link, set_mtu: bool) -> tuple[list[str], dict[str, Any]]:
+    """Before attaching: the MTU, and the features that keep drivers from taking XDP.
+
+    Returns a line for each thing done or left to do, and what was changed.
+    """
+    said = []
+    changes: dict[str, Any] = {}
+    if link.mtu < FULL_FRAME_MTU and set_mtu:
+        links.set_mtu(link, FULL_FRAME_MTU)
+        changes["mtu"] = [link.mtu, FULL_FRAME_MTU]
+        said.append(f"{link.name}: set MTU to {FULL_FRAME_MTU} (was {link.mtu})")
+    elif link.mtu < FULL_FRAME_MTU:
+        said.append(f"{link.name}: warning: MTU is {link.mtu}; full-size mirrored frames need {FULL_FRAME_MTU}: use "
+                    f"--set-mtu or `ip link set dev {link.name} mtu {FULL_FRAME_MTU}`")
+    turned_off, _ = _turn_off(link)
+    if turned_off:
+        changes["features"] = turned_off
+        said.append(f"{link.name}: turned off {', '.join(turned_off)}")
+    return said, changes
+
+
+def settle(link: Link) -> tuple[list[str], dict[str, Any]]:
+    """Once attached: some drivers turn a feature on with XDP. Returns as prepare does, and warns of what stays on."""
+    turned_off, still_on = _turn_off(link)
+    said = [f"{link.name}: turned off {', '.join(turned_off)}, which came on with XDP"] if turned_off else []
+    said += [f"{link.name}: warning: {name} is on and the driver does not let it be turned off; it {FEATURES[name]}"
+             for name in still_on]
+    return said, {"features": turned_off} if turned_off else {}
+
+
+def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Two changes as one: from the state before the earlier to the state after the later."""
+    both: dict[str, Any] = {}
+    mtus = [change["mtu"] for change in (earlier, later) if "mtu" in change]
+    if mtus:
+        both["mtu"] = [mtus[0][0], mtus[-1][1]]
+    features = earlier.get("features", []) + later.get("features", [])
+    if features:
+        both["features"] = list(dict.fromkeys(features))
+    return both
+
+
+def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
+    """Undoes the changes; returns a line for each."""
+    said = []
+    if "mtu" in changes:
+        before, after = changes["mtu"]
+        if link.mtu == after:
+            links.set_mtu(link, before)
+            said.append(f"{link.name}: MTU is {before} again")
+    features = _features(link)
+    back = [name for name in changes.get("features", []) if name in features and not features[name]]
+    if back:
+        _set(link, features, dict.fromkeys(back, True))
+        said.append(f"{link.name}: turned on {', '.join(back)} again")
+    return said
+
+
+def _turn_off(link: Link) -> tuple[list[str], list[str]]:
+    """(features turned off, features that stay on all the same)"""
+    before = _features(link)
+    on = [name for name in FEATURES if name in before and before[name]]
+    movable = [name for name in on if before.is_available(name)]
+    if movable:
+        _set(link, before, dict.fromkeys(movable, False))
+    after = _features(link)
+    return [name for name in on if not after[name]], [name for name in on if after[name]]
+
+
+def _features(link: Link) -> EthtoolFeaturesList:
+    try:
+        return IoctlEthtool(link.name).get_features()
+    except NoSuchDevice:
+        raise gone(link.name) from None
+    except (NotSupportedError, OSError) as error:
+        raise XdpErmError(f"{link.name}: its offloads cannot be read: {error}") from None
+
+
+def _set(link: Link, features: EthtoolFeaturesList, values: dict[str, bool]) -> None:
+    for name, value in values.items():
+        features[name] = value
+    try:
+        IoctlEthtool(link.name).set_features(features)
+    except NotSupportedError:
+        pass  # the driver did a part of it: the caller looks at what is so now
+    except NoSuchDevice:
+        raise gone(link.name) from None
+    except OSError as error:
+        raise XdpErmError(f"{link.name}: its offloads cannot be set: {error}") from None
