@@ -129,7 +129,7 @@ def skip_ethernet(frame: bytes) -> tuple[int, int]:
 def _ethertype_before(frame: bytes, offset: int) -> int:
     if len(frame) < offset:
         raise NotErm("truncated")
-    return struct.unpack_from("!H", frame, offset - 2)[0]
+    return int.from_bytes(frame[offset - 2:offset], "big")
 
 
 def _parse(

@@ -1,0 +1,124 @@
+"""`xdp-erm lab`: a mirroring switch and a sensor on this machine, run without and with xdp-erm.
+
+Switch and sensor are network namespaces joined by a veth pair. They have no name and die with the process, so that
+nothing of the machine's own network is touched and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import itertools
+import operator
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from .. import attachment, stats
+from ..config import InterfaceConfig
+from ..errors import UsageError, XdpErmError
+from ..shared import VERDICTS
+from .cable import SENSOR_INTERFACE, Cable
+from .capture import captured
+from .fanout import FanoutWorkers, Result
+from .report import print_report
+from .traffic import Packet, synthetic
+
+FLOWS, PACKETS = 2000, 100_000
+
+# Packets on the cable at a time: below the 256 that a veth's ring holds, so that nothing overflows.
+WINDOW = 128
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pcap", type=Path, metavar="FILE", help="replay this capture instead of synthetic traffic")
+    parser.add_argument("--workers", type=_positive, default=4, metavar="N", help="fanout members (default 4)")
+    parser.add_argument("--flows", type=_positive, metavar="N", help=f"synthetic flows (default {FLOWS})")
+    parser.add_argument("--packets", type=_positive, metavar="N", help=f"packets of all flows (default {PACKETS})")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the lab; return 0 if every claim held, 1 if not."""
+    without, with_xdp_erm, counters = _both_runs(_traffic(args), args.workers)
+    print_report(without, with_xdp_erm, counters)
+    faults = find_faults(without, with_xdp_erm, counters)
+    for fault in faults:
+        print(f"xdp-erm lab: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def find_faults(without: Result, with_xdp_erm: Result, counters: dict[str, dict[str, int]]) -> list[str]:
+    """Say which of the lab's claims did not hold."""
+    faults = []
+    for name, result in (("without xdp-erm", without), ("with xdp-erm", with_xdp_erm)):
+        if result.missing:
+            faults.append(f"{name}, {result.missing} of {result.sent} packets did not arrive as they should")
+        if result.unexpected:
+            faults.append(f"{name}, {result.unexpected} frames arrived that should not: altered, or more than once")
+    if with_xdp_erm.split_flows:
+        faults.append(f"with xdp-erm, {with_xdp_erm.split_flows} flows were split over workers")
+    verdicts = sum(counters[verdict]["packets"] for verdict in VERDICTS)
+    if verdicts != with_xdp_erm.sent:
+        faults.append(f"xdp-erm counted {verdicts} packets, {with_xdp_erm.sent} were sent")
+    decapsulated = counters["decapsulated"]["packets"]
+    if decapsulated != with_xdp_erm.mirrored:
+        faults.append(f"xdp-erm counted {decapsulated} packets as decapsulated, {with_xdp_erm.mirrored} should be")
+    return faults
+
+
+def _traffic(args: argparse.Namespace) -> Callable[[], Iterator[Packet]]:
+    """Return what starts the traffic from its beginning, for each run anew."""
+    if args.pcap:
+        if args.flows or args.packets:
+            raise UsageError("--flows and --packets are for synthetic traffic: leave them out with --pcap")
+        return lambda: captured(args.pcap, InterfaceConfig())
+    return lambda: synthetic(args.flows or FLOWS, args.packets or PACKETS)
+
+
+def _both_runs(
+    traffic: Callable[[], Iterator[Packet]], worker_count: int
+) -> tuple[Result, Result, dict[str, dict[str, int]]]:
+    with _cable() as cable:
+        with FanoutWorkers(cable, worker_count, operator.attrgetter("sent")) as workers:
+            mirror(cable, traffic(), workers)
+            without = workers.finish()
+        with cable.sensor.entered():
+            for line in attachment.attach(SENSOR_INTERFACE, InterfaceConfig()):
+                print(line)
+        cable.wait_for_carrier()
+        with FanoutWorkers(cable, worker_count, operator.attrgetter("mirrored")) as workers:
+            mirror(cable, traffic(), workers)
+            with_xdp_erm = workers.finish()
+        with cable.sensor.entered():
+            counters = stats.snapshot(SENSOR_INTERFACE)[0]["counters"]
+    return without, with_xdp_erm, counters
+
+
+def mirror(cable: Cable, traffic: Iterable[Packet], workers: FanoutWorkers) -> None:
+    """Send the traffic at the pace at which the workers take it, to its end or until nothing arrives any more."""
+    packets = iter(traffic)
+    while window := list(itertools.islice(packets, WINDOW)):
+        for packet in window:
+            cable.send(packet.sent)
+        if not workers.take(window):
+            return
+
+
+def _cable() -> Cable:
+    try:
+        return Cable()
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise XdpErmError("the lab makes network namespaces, which needs root: run it with sudo") from None
+        raise XdpErmError(f"network namespaces cannot be made here: {error.strerror}") from None
+    except NetlinkError as error:
+        raise XdpErmError(f"no veth pair can be made here: {os.strerror(error.code)}") from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)

@@ -1,0 +1,159 @@
+"""Synthetic mirror traffic: two-way flows as several switches would mirror them, each frame different."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..reference import (
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    PCP_OF_RAW_PRIORITY,
+    PROTOCOL_UDP,
+    UDP_LEN,
+    Session,
+    insert_vlan_tag,
+)
+from ..shared import ERM_DEFAULT_PORT, ERM_HEADER_LEN
+
+PROTOCOL_TCP = 6
+TCP_LEN = 20
+TCP_SYN, TCP_ACK, TCP_PUSH = 0x02, 0x10, 0x08
+
+SENSOR_ADDRESS = "192.0.2.1"
+SESSIONS = (
+    Session("198.51.100.1", 1),
+    Session("198.51.100.1", 2),
+    Session("198.51.100.2", 1),
+    Session("198.51.100.3", 65535),
+)
+VLANS = (1, 10, 2011, 4094)
+
+MIN_FRAME_LEN = 60
+MAX_FRAME_LEN = 1514
+FILLING = bytes(range(256)) * 6
+SEED = 7932  # the same packets in each run
+
+
+class Packet(NamedTuple):
+    """What the switch sends, and the frame it mirrored: the same where the packet is not ERM."""
+
+    sent: bytes
+    mirrored: bytes
+
+
+class Copy(NamedTuple):
+    """How one direction of a flow is mirrored."""
+
+    session: Session
+    is_tagged: bool
+
+
+class Flow:
+    """One two-way TCP or UDP conversation between a client (side 0) and a server (side 1)."""
+
+    def __init__(self, number: int, rng: random.Random) -> None:
+        self.tci = rng.randrange(8) << 13 | rng.choice(VLANS)
+        self.copies = (Copy(rng.choice(SESSIONS), True), Copy(rng.choice(SESSIONS), rng.choice((True, False))))
+        self._protocol = rng.choice((PROTOCOL_TCP, PROTOCOL_UDP))
+        self._ports = (32768 + number % 28000, 9000 + number % 100)
+        self._macs = tuple(struct.pack("!HI", 0x0200 + side, number) for side in (0, 1))
+        if number % 5 == 0:
+            self._family, addresses = socket.AF_INET6, (f"2001:db8:1::{number:x}", f"2001:db8:2::{number % 200:x}")
+        else:
+            client = socket.inet_ntoa(struct.pack("!I", 0x0A000000 + number))
+            self._family, addresses = socket.AF_INET, (client, f"192.168.0.{number % 200}")
+        self._addresses = tuple(socket.inet_pton(self._family, address) for address in addresses)
+        self._next_sequence = [rng.randrange(1 << 32), rng.randrange(1 << 32)]
+        self._packets = 0
+
+    def next_frame(self, number: int, rng: random.Random) -> tuple[int, bytes]:
+        """Build the flow's next frame, without its tag, and say which side sends it; `number` makes it unique."""
+        # The client opens, the server answers, then either side goes on.
+        side = self._packets if self._packets < 2 else rng.randrange(2)
+        opening = self._packets < 2
+        self._packets += 1
+
+        room = rng.randrange(MIN_FRAME_LEN, MAX_FRAME_LEN + 1) - 14 - (20 if self._family == socket.AF_INET else 40)
+        if self._protocol == PROTOCOL_UDP:
+            segment = self._udp(side, _payload(number, room - UDP_LEN))
+        elif opening:
+            segment = self._tcp(side, b"", TCP_SYN | TCP_ACK if side else TCP_SYN)
+        else:
+            segment = self._tcp(side, _payload(number, room - TCP_LEN), TCP_PUSH | TCP_ACK)
+        return side, self._ethernet(side, self._ip(side, segment)).ljust(MIN_FRAME_LEN, b"\0")
+
+    def _ethernet(self, side: int, packet: bytes) -> bytes:
+        ethertype = ETHERTYPE_IPV4 if self._family == socket.AF_INET else ETHERTYPE_IPV6
+        return self._macs[1 - side] + self._macs[side] + struct.pack("!H", ethertype) + packet
+
+    def _ip(self, side: int, segment: bytes) -> bytes:
+        source, destination = self._addresses[side], self._addresses[1 - side]
+        if self._family == socket.AF_INET:
+            return ipv4_header(source, destination, self._protocol, len(segment)) + segment
+        return struct.pack("!IHBB16s16s", 6 << 28, len(segment), self._protocol, 64, source, destination) + segment
+
+    def _udp(self, side: int, payload: bytes) -> bytes:
+        ports = self._ports[side], self._ports[1 - side]
+        length = UDP_LEN + len(payload)
+        checksum = self._checksum(side, struct.pack("!HHHH", *ports, length, 0) + payload)
+        return struct.pack("!HHHH", *ports, length, checksum) + payload
+
+    def _tcp(self, side: int, payload: bytes, flags: int) -> bytes:
+        sequence = self._next_sequence[side]
+        acknowledgment = self._next_sequence[1 - side] if flags & TCP_ACK else 0
+        self._next_sequence[side] = (sequence + len(payload) + (1 if flags & TCP_SYN else 0)) % (1 << 32)
+        fields = self._ports[side], self._ports[1 - side], sequence, acknowledgment, TCP_LEN // 4 << 4, flags, 65535
+        checksum = self._checksum(side, struct.pack("!HHIIBBHHH", *fields, 0, 0) + payload)
+        return struct.pack("!HHIIBBHHH", *fields, checksum, 0) + payload
+
+    def _checksum(self, side: int, segment: bytes) -> int:
+        pseudo_header = self._addresses[0] + self._addresses[1] + struct.pack("!II", len(segment), self._protocol)
+        return internet_checksum(pseudo_header + segment)
+
+
+def synthetic(flows: int, packets: int) -> Iterator[Packet]:
+    """Yield `packets` ERM packets of `flows` flows, taking turns; the same ones at each call."""
+    rng = random.Random(SEED)
+    conversations = [Flow(number, rng) for number in range(flows)]
+    for number, flow in enumerate(itertools.islice(itertools.cycle(conversations), packets)):
+        side, frame = flow.next_frame(number, rng)
+        copy = flow.copies[side]
+        yield Packet(encapsulate(frame, flow.tci, copy.is_tagged, copy.session), insert_vlan_tag(frame, flow.tci))
+
+
+def encapsulate(frame: bytes, tci: int, is_tagged: bool, session: Session) -> bytes:
+    """Wrap an untagged frame as ArubaOS-Switch does: DF, TTL 85, no UDP checksum, the tag in the ERM header."""
+    raw_priority = PCP_OF_RAW_PRIORITY.index(tci >> 13)
+    erm = struct.pack("!8xI", raw_priority << 21 | (tci & 0x1FFF) << 8 | is_tagged << 7)
+    udp_length = UDP_LEN + ERM_HEADER_LEN + len(frame)
+    udp = struct.pack("!HHHH", session.source_port, ERM_DEFAULT_PORT, udp_length, 0)
+    addresses = socket.inet_aton(session.source), socket.inet_aton(SENSOR_ADDRESS)
+    ip = ipv4_header(*addresses, PROTOCOL_UDP, udp_length, time_to_live=85)
+    ethernet = bytes.fromhex("020000000002 020000000001 0800")
+    return ethernet + ip + udp + erm + frame
+
+
+def ipv4_header(source: bytes, destination: bytes, protocol: int, payload_len: int, time_to_live: int = 64) -> bytes:
+    """Build a 20-byte header with don't-fragment set and its checksum right."""
+    start = struct.pack("!BBHHHBB", 0x45, 0, 20 + payload_len, 0, 0x4000, time_to_live, protocol)
+    addresses = source + destination
+    return start + struct.pack("!H", internet_checksum(start + addresses)) + addresses
+
+
+def internet_checksum(data: bytes) -> int:
+    """RFC 1071 checksum of `data`, in which the checksum field is zero or left out.
+
+    The one's complement sum of 16-bit words is the remainder modulo 0xFFFF of all bytes read as one number, since
+    2**16 leaves 1. A remainder of 0 gives 0xFFFF here, the value UDP asks for and IP and TCP take as well as 0.
+    """
+    return 0xFFFF - int.from_bytes(data + b"\0" * (len(data) % 2), "big") % 0xFFFF
+
+
+def _payload(number: int, length: int) -> bytes:
+    """Return `length` bytes, 8 at least, that start with the packet's number."""
+    return struct.pack("!Q", number) + FILLING[: max(length - 8, 0)]
