@@ -15,9 +15,10 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 from . import __version__, bpf, compiler, nic
 from .config import InterfaceConfig
@@ -220,7 +221,7 @@ def _put(opened: contextlib.ExitStack, links: Links, link: Link, current: Attach
 
 
 def _attach_anew(links: Links, link: Link, program: int, program_id: int, mode: str) -> list[str]:
-    said = []
+    said: list[str] = []
     for attempt in ("native", "generic") if mode == "auto" else (mode,):
         try:
             links.attach(link, program, attempt)
@@ -313,5 +314,5 @@ def _foreign(link: Link) -> XdpErmError:
 
 
 def _linked(link: Link) -> XdpErmError:
-    return XdpErmError(f"{link.name}: program {link.program_id} is held by a BPF link, which only its owner can release: "
-                       "stop that process (`bpftool link` names it)")
+    return XdpErmError(f"{link.name}: program {link.program_id} is held by a BPF link, which only its owner can "
+                       "release: stop that process (`bpftool link` names it)")

@@ -11,8 +11,9 @@ import errno
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 
@@ -131,7 +132,7 @@ class Map:
         """Puts `value` under `key`."""
         update(self.fd, key, value)
 
-    def keys(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         """The keys. One that goes while we walk can make the walk start over: at most max_entries are given."""
         key: ctypes.Array[ctypes.c_char] | None = None
         for _ in range(self.info.max_entries):
@@ -171,7 +172,7 @@ def load_xdp(name: str, instructions: bytes, license: bytes) -> int:
             return load(log)
         except OSError:
             reason = _name(log.raw).strip().splitlines()
-            raise OSError(error.errno, "; ".join([os.strerror(error.errno), *reason[-3:]])) from None
+            raise OSError(error.errno, "; ".join([str(error.strerror), *reason[-3:]])) from None
 
 
 def bind_map(program: int, map_: int) -> None:

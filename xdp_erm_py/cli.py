@@ -6,8 +6,9 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import yaml
 
@@ -150,7 +151,8 @@ def _configured(args: argparse.Namespace) -> dict[str, config.InterfaceConfig]:
     configuration = config.load(args.config)
     names = list(dict.fromkeys(args.interfaces)) or list(configuration.interfaces)
     if not names:
-        raise UsageError(f"no interface: name one, or put it under `interfaces` in {args.config or config.DEFAULT_PATH}")
+        raise UsageError("no interface: name one, or put it under `interfaces` in "
+                         f"{args.config or config.DEFAULT_PATH}")
     for name in names:
         try:
             config.check_interface_name(name)

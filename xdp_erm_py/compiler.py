@@ -8,7 +8,6 @@ import os
 import struct
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from . import bpf, shared
@@ -25,7 +24,8 @@ _LOAD_MAP = (0x18, 1)
 def flags(config: InterfaceConfig) -> list[str]:
     """The -D options that specialise the program; what they mean stands at the top of the C source."""
     ports = " || ".join(f"(port) == {port}" for port in config.port)
-    defines = [f"ERM_IS_PORT(port)=({ports})", f"ERM_DEPTH={config.depth}", f"ERM_VLAN={shared.VLAN_MODES[config.vlan]}"]
+    vlan = shared.VLAN_MODES[config.vlan]
+    defines = [f"ERM_IS_PORT(port)=({ports})", f"ERM_DEPTH={config.depth}", f"ERM_VLAN={vlan}"]
     if config.sources:
         defines.append(f"ERM_SOURCES={len(config.sources)}")
     if config.targets:
@@ -45,10 +45,11 @@ def digest(config: InterfaceConfig) -> str:
 def _import_bcc() -> Any:
     try:
         import bcc
-        bcc.BPF  # PyPI has an unrelated package of the same name
-    except (ImportError, AttributeError):
+    except ImportError:
+        bcc = None
+    if not hasattr(bcc, "BPF"):  # PyPI has an unrelated package of the same name
         raise XdpErmError("bcc is missing for this Python: install python3-bpfcc (Debian, Ubuntu) or python3-bcc "
-                          "(RHEL, Fedora)") from None
+                          "(RHEL, Fedora)")
     return bcc
 
 
@@ -89,7 +90,7 @@ class Compiled:
     def __enter__(self) -> Compiled:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._module.cleanup()
 
     def map_info(self, name: str) -> bpf.MapInfo:

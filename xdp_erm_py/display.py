@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from . import shared, stats as reading
+from . import shared
+from . import stats as reading
 
 _NOTHING = "xdp-erm is not attached to any interface of this network namespace"
 
@@ -137,7 +139,8 @@ def _rate(interface: dict[str, Any], before: dict[str, Any] | None, counter: str
     """Per second. Zero at the first reading, and where the program was attached anew in between."""
     if before is None or before["attached_at"] != interface["attached_at"] or elapsed <= 0:
         return 0.0
-    return max(0.0, (interface["counters"][counter][unit] - before["counters"][counter][unit]) / elapsed)
+    counted: int = interface["counters"][counter][unit] - before["counters"][counter][unit]
+    return max(0.0, counted / elapsed)
 
 
 def _rates(interfaces: list[dict[str, Any]], before: dict[int, dict[str, Any]], elapsed: float) -> RenderableType:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, nla, nlmsg
@@ -23,7 +24,8 @@ _PROGRAM_ID_ATTRIBUTES = {
     "native": "IFLA_XDP_DRV_PROG_ID", "generic": "IFLA_XDP_SKB_PROG_ID", "offload": "IFLA_XDP_HW_PROG_ID"}
 
 
-class Link(NamedTuple):
+@dataclass(frozen=True)
+class Link:
     name: str
     index: int
     mtu: int
@@ -80,13 +82,10 @@ class Links:
     @staticmethod
     def _link(message: nlmsg) -> Link:
         xdp = message.get_attr("IFLA_XDP")
-        for mode, attribute in _PROGRAM_ID_ATTRIBUTES.items():
-            program_id = xdp.get_attr(attribute) if xdp else None
-            if program_id:
-                break
-        else:
-            program_id = mode = None
-        return Link(message.get_attr("IFLA_IFNAME"), message["index"], message.get_attr("IFLA_MTU"), program_id, mode)
+        programs = {mode: xdp.get_attr(attribute) for mode, attribute in _PROGRAM_ID_ATTRIBUTES.items()} if xdp else {}
+        mode = next((mode for mode, program_id in programs.items() if program_id), None)
+        return Link(message.get_attr("IFLA_IFNAME"), message["index"], message.get_attr("IFLA_MTU"),
+                    programs[mode] if mode else None, mode)
 
     def set_mtu(self, link: Link, mtu: int) -> None:
         """Sets the MTU, in bytes above the Ethernet header. XdpErmError: the driver refuses it."""

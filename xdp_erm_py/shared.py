@@ -13,7 +13,7 @@ _numbers = {name: int(value) for name, value in re.findall(r"^#define (\w+) (\d+
 
 
 def _enumerators(prefix: str) -> tuple[str, ...]:
-    """The enumerators of one enum in their order, lower case and without the prefix; the closing *_COUNT is left out."""
+    """The enumerators of one enum in their order, lower case, without the prefix and the closing *_COUNT."""
     names = re.findall(rf"^\t{prefix}_(\w+)[, ]", _header, re.MULTILINE)
     return tuple(name.lower() for name in names if name != "COUNT")
 

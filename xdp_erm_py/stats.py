@@ -67,7 +67,7 @@ def _sessions(attachment: Attachment) -> list[dict[str, Any]]:
     sessions = []
     boot = time.time() - time.monotonic()
     with bpf.Map.by_id(attachment.maps["sessions"]) as map_:
-        for key in map_.keys():
+        for key in map_:
             value = map_.lookup(key)
             if value is None:
                 continue  # replaced by another session meanwhile
