@@ -1,0 +1,5 @@
+@load ./main
+@load ./websocket
+@load ./notices
+@load ./telemetry
+@load ./fallback

@@ -1,0 +1,251 @@
+##! Statistics of xdp-erm, which strips HP ERM from mirrored traffic in XDP before Zeek's packet source sees it.
+##!
+##! On each host ``xdp-erm publish`` sends one report per interface and interval. The manager, or a standalone Zeek,
+##! writes it to ``xdp_erm.log`` and ``xdp_erm_sessions.log`` and acknowledges it; the publisher repeats what was not
+##! acknowledged.
+
+@load base/frameworks/cluster
+@load base/frameworks/logging
+@load base/frameworks/reporter
+
+module XDP_ERM;
+
+export {
+	redef enum Log::ID += { LOG, SESSIONS_LOG };
+
+	## Policy hook of ``xdp_erm.log``.
+	global log_policy: Log::PolicyHook;
+
+	## Policy hook of ``xdp_erm_sessions.log``.
+	global log_policy_sessions: Log::PolicyHook;
+
+	## The UDP ports that carry ERM: the same as configured for the XDP program.
+	const ports: set[port] = { 7932/udp } &redef;
+
+	## The form of the events below. A report of another version is refused.
+	const protocol_version = 1;
+
+	## Where publishers send reports to, and where they wait for the acknowledgement.
+	const report_topic = "zeek.xdp_erm.report";
+	const acknowledgement_topic = "zeek.xdp_erm.acknowledgement";
+
+	## What one counter of the XDP program counted in an interval.
+	type Counter: record {
+		## Packets.
+		packets: count &log;
+		## Bytes of their frames as they arrived, wrapping included.
+		bytes: count &log;
+	};
+
+	## The counters of the XDP program. Every packet has exactly one of the first eight verdicts; the last two are
+	## notes on packets whose verdict was ``decapsulated``.
+	type Counters: record {
+		## The wrapping was removed.
+		decapsulated: Counter &log;
+		## Not ERM: passed on untouched, as with all verdicts that follow.
+		not_erm: Counter &log;
+		## A fragment of a UDP datagram, which XDP cannot reassemble.
+		fragment: Counter &log;
+		## The bytes end before what the headers promise or ERM needs.
+		truncated: Counter &log;
+		## Header fields contradict each other.
+		malformed: Counter &log;
+		## The outer source is not on the allow list.
+		foreign_source: Counter &log;
+		## The outer destination is not on the allow list.
+		foreign_target: Counter &log;
+		## A kernel helper refused.
+		failed: Counter &log;
+		## ERM within ERM: more than one level was removed.
+		nested: Counter &log;
+		## The mirrored IP packet is longer than what came of it: the mirror session truncates.
+		inner_truncated: Counter &log;
+	};
+
+	## What one switch session sent in an interval.
+	type Session: record {
+		## The outer source address: the switch.
+		source: addr;
+		## The outer UDP source port: the number of the session on the switch.
+		source_port: port;
+		## Packets and bytes, as in :zeek:see:`XDP_ERM::Counter`.
+		packets: count;
+		bytes: count;
+		## When its latest packet came.
+		last_seen: time;
+	};
+
+	## One report of a publisher. Not meant to be extended: its fields are what the publisher sends.
+	type Report: record {
+		## See :zeek:see:`XDP_ERM::protocol_version`.
+		version: count;
+		## Tells the reports for one interface apart; grows with time.
+		sequence: count;
+		## The end of the interval.
+		ts: time;
+		## The host's name.
+		host: string;
+		## The interface's name.
+		interface: string;
+		## ``native`` or ``generic`` XDP.
+		mode: string;
+		## Since when the program is attached.
+		attached_at: time;
+		## The length of the interval: since the last report, or since the program was attached.
+		ts_delta: interval;
+		counters: Counters;
+		## Packets that the interface received and the host dropped, where known.
+		host_drops: count &optional;
+		## The sessions that sent something in the interval.
+		sessions: vector of Session;
+	};
+
+	## The columns of ``xdp_erm.log``.
+	type Info: record {
+		## The end of the interval.
+		ts: time &log;
+		## The host's name.
+		host: string &log;
+		## The interface's name.
+		interface: string &log;
+		## ``native`` or ``generic`` XDP.
+		mode: string &log;
+		## The length of the interval.
+		ts_delta: interval &log;
+		## The counters, as in :zeek:see:`XDP_ERM::Counters`.
+		decapsulated: Counter &log;
+		not_erm: Counter &log;
+		fragment: Counter &log;
+		truncated: Counter &log;
+		malformed: Counter &log;
+		foreign_source: Counter &log;
+		foreign_target: Counter &log;
+		failed: Counter &log;
+		nested: Counter &log;
+		inner_truncated: Counter &log;
+		## How many switch sessions sent something.
+		sessions: count &log;
+		## Decapsulated packets as a share (0 to 1) of all but ``not_erm``; unset if there were none.
+		decapsulated_share: double &log &optional;
+		## Packets that the interface received and the host dropped, where known.
+		host_drops: count &log &optional;
+	};
+
+	## The columns of ``xdp_erm_sessions.log``.
+	type SessionInfo: record {
+		## The end of the interval.
+		ts: time &log;
+		## The host's name.
+		host: string &log;
+		## The interface's name.
+		interface: string &log;
+		## The outer source address: the switch.
+		source: addr &log;
+		## The outer UDP source port: the number of the session on the switch.
+		source_port: port &log;
+		## Packets of the session in the interval.
+		packets: count &log;
+		## Bytes of their frames as they arrived, wrapping included.
+		bytes: count &log;
+		## When its latest packet came.
+		last_seen: time &log;
+	};
+
+	## Raised for each row of ``xdp_erm.log``.
+	global log_xdp_erm: event(rec: Info);
+
+	## Raised for each row of ``xdp_erm_sessions.log``.
+	global log_xdp_erm_sessions: event(rec: SessionInfo);
+
+	## From a publisher: the counts of one interface in one interval.
+	global report: event(r: Report);
+
+	## From a publisher: a program that was attached is not there any more.
+	##
+	## version, sequence, ts, host, interface: as in :zeek:see:`XDP_ERM::Report`.
+	##
+	## present: whether the interface still exists.
+	global detached: event(version: count, sequence: count, ts: time, host: string, interface: string, present: bool);
+
+	## To the publisher of a host: this report or message is dealt with.
+	global acknowledged: event(host: string, interface: string, sequence: count);
+
+	## Each report, once, on the node that logs it.
+	global reported: hook(r: Report);
+
+	## Each loss of a program, once, on the node that logs.
+	global program_detached: hook(ts: time, host: string, interface: string, present: bool);
+}
+
+# The latest report of each interface: a publisher that missed our acknowledgement sends it again. Entries go after a
+# day, so that names which no longer report, or never were real, do not pile up.
+global last_sequence: table[string, string] of count &write_expire=1day;
+
+event zeek_init() &priority=5
+	{
+	Log::create_stream(LOG, Log::Stream($columns=Info, $path="xdp_erm", $policy=log_policy, $ev=log_xdp_erm));
+	Log::create_stream(SESSIONS_LOG, Log::Stream($columns=SessionInfo, $path="xdp_erm_sessions",
+	                                             $policy=log_policy_sessions, $ev=log_xdp_erm_sessions));
+
+	if ( ! Cluster::is_enabled() || Cluster::local_node_type() == Cluster::MANAGER )
+		Cluster::subscribe(report_topic);
+	}
+
+# Whether a message is to be worked on: it is of our version and was not seen before. Acknowledges what it takes.
+function accept(version: count, host: string, iface: string, sequence: count): bool
+	{
+	if ( version != protocol_version )
+		{
+		Reporter::warning(fmt("XDP_ERM: %s sends reports of version %d, this Zeek package knows version %d: install the same xdp-erm on both",
+		                      host, version, protocol_version));
+		return F;
+		}
+
+	Cluster::publish(acknowledgement_topic, acknowledged, host, iface, sequence);
+
+	if ( [host, iface] in last_sequence && sequence <= last_sequence[host, iface] )
+		return F;
+
+	last_sequence[host, iface] = sequence;
+	return T;
+	}
+
+function write_sessions(r: Report)
+	{
+	for ( _, session in r$sessions )
+		Log::write(SESSIONS_LOG, SessionInfo($ts=r$ts, $host=r$host, $interface=r$interface,
+		                                     $source=session$source, $source_port=session$source_port,
+		                                     $packets=session$packets, $bytes=session$bytes,
+		                                     $last_seen=session$last_seen));
+	}
+
+event report(r: Report)
+	{
+	if ( ! accept(r$version, r$host, r$interface, r$sequence) )
+		return;
+
+	local c = r$counters;
+	local info = Info($ts=r$ts, $host=r$host, $interface=r$interface, $mode=r$mode, $ts_delta=r$ts_delta,
+	                  $decapsulated=c$decapsulated, $not_erm=c$not_erm, $fragment=c$fragment, $truncated=c$truncated,
+	                  $malformed=c$malformed, $foreign_source=c$foreign_source, $foreign_target=c$foreign_target,
+	                  $failed=c$failed, $nested=c$nested, $inner_truncated=c$inner_truncated,
+	                  $sessions=|r$sessions|);
+
+	local erm = c$decapsulated$packets + c$fragment$packets + c$truncated$packets + c$malformed$packets +
+	            c$foreign_source$packets + c$foreign_target$packets + c$failed$packets;
+	if ( erm > 0 )
+		info$decapsulated_share = 1.0 * c$decapsulated$packets / erm;
+
+	if ( r?$host_drops )
+		info$host_drops = r$host_drops;
+
+	Log::write(LOG, info);
+	write_sessions(r);
+	hook reported(r);
+	}
+
+event detached(version: count, sequence: count, ts: time, host: string, interface: string, present: bool)
+	{
+	if ( accept(version, host, interface, sequence) )
+		hook program_detached(ts, host, interface, present);
+	}

@@ -1,0 +1,149 @@
+##! Notices on the manager, or a standalone Zeek, when decapsulation or a switch's mirror session needs attention.
+
+@load base/frameworks/notice
+@load ./main
+
+module XDP_ERM;
+
+export {
+	redef enum Notice::Type += {
+		## ERM reaches Zeek with its wrapping on although the XDP program is attached to the interface.
+		Undecapsulated,
+		## An XDP program that was attached is not there any more.
+		Program_Detached,
+		## No report came for an interface for :zeek:see:`XDP_ERM::publisher_silence`.
+		Publisher_Silent,
+		## A busy switch session sent nothing for :zeek:see:`XDP_ERM::session_silence`.
+		Session_Silent,
+		## More malformed or truncated ERM than :zeek:see:`XDP_ERM::malformed_rate`.
+		Malformed_Traffic,
+		## More ERM from or to addresses that are not allowed than :zeek:see:`XDP_ERM::foreign_rate`.
+		Foreign_Traffic,
+		## A larger share of mirrored frames is cut than :zeek:see:`XDP_ERM::truncated_share`.
+		Truncating_Session,
+	};
+
+	## How long the same notice is not repeated for the same host, interface and session.
+	option suppression: interval = 1hr;
+
+	## How long a publisher may be silent. More than its ``--interval``, with room for a restart.
+	const publisher_silence = 2min &redef;
+
+	## A session is busy from this many packets in one report on.
+	option busy_session_packets: count = 100;
+
+	## How long a busy session may be silent.
+	const session_silence = 5min &redef;
+
+	## Malformed and truncated packets per second that are too many.
+	option malformed_rate: double = 1.0;
+
+	## Packets per second from or to addresses that are not on the allow lists that are too many.
+	option foreign_rate: double = 1.0;
+
+	## The share (0 to 1) of decapsulated frames whose inner packet is cut that is too large.
+	option truncated_share: double = 0.01;
+}
+
+# A node saw a flow of ERM datagrams that begins `start`, on the interface `iface` of `host`.
+global undecapsulated: event(start: time, host: string, iface: string, id: conn_id);
+
+function publisher_silent(reporting: table[string, string] of time, host: string, iface: string): interval
+	{
+	NOTICE(Notice::Info($note=Publisher_Silent,
+	                    $msg=fmt("No xdp-erm report for %s on %s for %s: check there that \"xdp-erm publish\" runs (zeekctl cron restarts it) and what it says",
+	                             iface, host, publisher_silence),
+	                    $identifier=cat(host, iface), $suppress_for=suppression));
+	return 0sec;
+	}
+
+# Interfaces that report, and since when the program is attached.
+global reporting: table[string, string] of time &write_expire=publisher_silence &expire_func=publisher_silent;
+
+function session_silent(busy: table[string, string, addr, port] of time, host: string, iface: string, source: addr,
+                        source_port: port): interval
+	{
+	# Without reports nothing is known of the session.
+	if ( [host, iface] in reporting )
+		NOTICE(Notice::Info($note=Session_Silent, $src=source,
+		                    $msg=fmt("Switch %s sent nothing in mirror session %d to %s on %s for %s: check on the switch that the session is not suspended, and that %s still answers its ARP requests",
+		                             source, port_to_count(source_port), iface, host, session_silence, host),
+		                    $identifier=cat(host, iface, source, source_port), $suppress_for=suppression));
+	return 0sec;
+	}
+
+# Busy sessions, and when they last sent something.
+global busy: table[string, string, addr, port] of time &write_expire=session_silence &expire_func=session_silent;
+
+function rate(packets: count, r: Report): double
+	{
+	return packets / interval_to_double(r$ts_delta);
+	}
+
+hook reported(r: Report)
+	{
+	reporting[r$host, r$interface] = r$attached_at;
+
+	for ( _, s in r$sessions )
+		if ( s$packets >= busy_session_packets || [r$host, r$interface, s$source, s$source_port] in busy )
+			busy[r$host, r$interface, s$source, s$source_port] = s$last_seen;
+
+	if ( r$ts_delta <= 0sec )
+		return;
+
+	local c = r$counters;
+	local malformed = rate(c$malformed$packets + c$truncated$packets, r);
+	if ( malformed > malformed_rate )
+		NOTICE(Notice::Info($note=Malformed_Traffic,
+		                    $msg=fmt("%.1f malformed or truncated packets a second on %s of %s: check the MTU along the path (1554 or more) and who sends them",
+		                             malformed, r$interface, r$host),
+		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+
+	local foreign = rate(c$foreign_source$packets + c$foreign_target$packets, r);
+	if ( foreign > foreign_rate )
+		NOTICE(Notice::Info($note=Foreign_Traffic,
+		                    $msg=fmt("%.1f ERM packets a second on %s of %s come from or go to addresses that are not configured: add the switch to sources, or find out who sends them",
+		                             foreign, r$interface, r$host),
+		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+
+	if ( c$inner_truncated$packets > truncated_share * c$decapsulated$packets )
+		NOTICE(Notice::Info($note=Truncating_Session,
+		                    $msg=fmt("%d of %d mirrored frames on %s of %s are cut: raise the MTU along the path to 1554 or more and take \"truncation\" off the mirror session",
+		                             c$inner_truncated$packets, c$decapsulated$packets, r$interface, r$host),
+		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+	}
+
+hook program_detached(ts: time, host: string, interface: string, present: bool)
+	{
+	delete reporting[host, interface];
+
+	local what = present ? fmt("run \"xdp-erm attach %s\" there", interface) : "the interface itself is gone";
+	NOTICE(Notice::Info($note=Program_Detached,
+	                    $msg=fmt("The XDP program is no longer attached to %s of %s: %s", interface, host, what),
+	                    $identifier=cat(host, interface), $suppress_for=suppression));
+	}
+
+event undecapsulated(start: time, host: string, iface: string, id: conn_id)
+	{
+	# Flows that are as old as the program may have begun without it.
+	if ( [host, iface] !in reporting || start < reporting[host, iface] + 5sec )
+		return;
+
+	NOTICE(Notice::Info($note=Undecapsulated, $id=id,
+	                    $msg=fmt("ERM from %s reaches Zeek undecapsulated although XDP is attached to %s of %s: see which counters \"xdp-erm stats %s\" shows growing there (fragments, foreign addresses, another port, more levels)",
+	                             id$orig_h, iface, host, iface),
+	                    $identifier=cat(host, iface, id$orig_h, id$orig_p), $suppress_for=suppression));
+	}
+
+event new_connection(c: connection)
+	{
+	if ( c$id$resp_p !in ports || ! reading_live_traffic() )
+		return;
+
+	# "af_packet::eth0" and "eth0" are the same interface.
+	local iface = sub(packet_source()$path, /^.*::/, "");
+	if ( Cluster::is_enabled() )
+		Cluster::publish(Cluster::manager_topic, undecapsulated, c$start_time, gethostname(), iface, c$id);
+	else
+		event undecapsulated(c$start_time, gethostname(), iface, c$id);
+	}

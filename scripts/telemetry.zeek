@@ -1,0 +1,78 @@
+##! The counters of xdp_erm.log as metrics, on the manager or a standalone Zeek.
+##!
+##! They add up the reports, so they keep growing when a program is attached anew and starts to count from zero.
+
+@load base/frameworks/telemetry
+@load ./main
+
+module XDP_ERM;
+
+global packets_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
+    $prefix="zeek",
+    $name="xdp-erm-packets",
+    $unit="",
+    $label_names=vector("host", "interface", "verdict"),
+    $help_text="Packets that the XDP program saw, by verdict",
+));
+
+global bytes_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
+    $prefix="zeek",
+    $name="xdp-erm-bytes",
+    $unit="",
+    $label_names=vector("host", "interface", "verdict"),
+    $help_text="Bytes of the packets that the XDP program saw, by verdict",
+));
+
+global notes_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
+    $prefix="zeek",
+    $name="xdp-erm-noted-packets",
+    $unit="",
+    $label_names=vector("host", "interface", "note"),
+    $help_text="Decapsulated packets that were nested or whose inner packet was truncated",
+));
+
+global host_drops_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
+    $prefix="zeek",
+    $name="xdp-erm-host-drops",
+    $unit="",
+    $label_names=vector("host", "interface"),
+    $help_text="Packets that the interface received and the host dropped",
+));
+
+global sessions_family = Telemetry::register_gauge_family(Telemetry::MetricOpts(
+    $prefix="zeek",
+    $name="xdp-erm-sessions",
+    $unit="",
+    $label_names=vector("host", "interface"),
+    $help_text="Switch sessions that sent something in the latest interval",
+));
+
+hook reported(r: Report)
+	{
+	local c = r$counters;
+	local verdicts: table[string] of Counter = {
+		["decapsulated"] = c$decapsulated,
+		["not_erm"] = c$not_erm,
+		["fragment"] = c$fragment,
+		["truncated"] = c$truncated,
+		["malformed"] = c$malformed,
+		["foreign_source"] = c$foreign_source,
+		["foreign_target"] = c$foreign_target,
+		["failed"] = c$failed,
+	};
+
+	for ( verdict, counter in verdicts )
+		{
+		Telemetry::counter_family_inc(packets_family, vector(r$host, r$interface, verdict), counter$packets);
+		Telemetry::counter_family_inc(bytes_family, vector(r$host, r$interface, verdict), counter$bytes);
+		}
+
+	Telemetry::counter_family_inc(notes_family, vector(r$host, r$interface, "nested"), c$nested$packets);
+	Telemetry::counter_family_inc(notes_family, vector(r$host, r$interface, "inner_truncated"),
+	                              c$inner_truncated$packets);
+
+	if ( r?$host_drops )
+		Telemetry::counter_family_inc(host_drops_family, vector(r$host, r$interface), r$host_drops);
+
+	Telemetry::gauge_family_set(sessions_family, vector(r$host, r$interface), |r$sessions|);
+	}

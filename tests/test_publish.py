@@ -1,0 +1,584 @@
+"""The publisher: what it reports, and that every report reaches Zeek once, whatever happens in between.
+
+A WebSocket server stands in for Zeek here; the btests have the real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import copy
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+import websockets
+
+from xdp_erm_py import publish, shared
+from xdp_erm_py.errors import UsageError, XdpErmError
+from xdp_erm_py.publish import events, publisher as publisher_module
+from xdp_erm_py.publish.publisher import Publisher
+from xdp_erm_py.publish.reports import Message, Reporter, host_drops
+from xdp_erm_py.publish.transports import ConnectionFailed, WebSocket
+
+ATTACHED_AT = "2023-11-14T22:13:20Z"
+HOST = "sensor"
+
+
+def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, session: int | None = None,
+            **counters: int) -> dict[str, Any]:
+    """One interface as stats.snapshot() describes it; bytes are 100 times packets."""
+    counted = {name: {"packets": 0, "bytes": 0} for name in shared.COUNTERS}
+    for name, value in {"decapsulated": packets, **counters}.items():
+        counted[name] = {"packets": value, "bytes": 100 * value}
+    sessions = [] if session is None else [
+        {"source": "198.51.100.1", "source_port": 5, "packets": session, "bytes": 100 * session,
+         "last_seen": "2023-11-14T22:13:21.500Z"}]
+    return {"name": "lo", "ifindex": ifindex, "mode": "native", "program_id": 1, "attached_at": attached_at,
+            "config": {}, "counters": counted, "sessions": sessions}
+
+
+class Report:
+    """The report in a message, taken apart by the field order of XDP_ERM::Report."""
+
+    FIELDS = ("version", "sequence", "ts", "host", "interface", "mode", "attached_at", "ts_delta", "counters", "drops",
+              "sessions")
+
+    def __init__(self, text: str) -> None:
+        decoded = events.decode(text)
+        assert decoded is not None
+        self.event, arguments = decoded
+        assert self.event == events.REPORT
+        self.fields = dict(zip(self.FIELDS, arguments[0]))
+        assert len(arguments[0]) == len(self.FIELDS)
+        self.types = [value["@data-type"] for value in arguments[0]]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]["data"]
+
+    @property
+    def packets(self) -> dict[str, int]:
+        """The counters that are not 0."""
+        pairs = [[part["data"] for part in pair["data"]] for pair in self["counters"]]
+        assert all(counted_bytes == 100 * packets for packets, counted_bytes in pairs)
+        return {name: pair[0] for name, pair in zip(shared.COUNTERS, pairs) if pair[0]}
+
+    @property
+    def sessions(self) -> list[list[Any]]:
+        return [[part["data"] for part in session["data"]] for session in self["sessions"]]
+
+    @property
+    def seconds(self) -> float:
+        return int(self["ts_delta"][:-len("ms")]) / 1000
+
+
+class Readings:
+    """stats.snapshot() with what the test says."""
+
+    def __init__(self, *interfaces: dict[str, Any]) -> None:
+        self.now: Any = list(interfaces)
+
+    def __call__(self) -> list[dict[str, Any]]:
+        if isinstance(self.now, Exception):
+            raise self.now
+        return copy.deepcopy(self.now)
+
+
+@pytest.fixture
+def ends(tmp_path: Path) -> Path:
+    return tmp_path / "publish.json"
+
+
+# What a report says
+
+
+def test_first_report_counts_since_the_attachment(ends: Path) -> None:
+    message, = Reporter(HOST, ends, Readings(reading(10, not_erm=3, session=9))).collect()
+    report = Report(message.text)
+    assert report.types == ["count", "count", "timestamp", "string", "string", "string", "timestamp", "timespan",
+                            "vector", "none", "vector"]
+    assert report.packets == {"decapsulated": 10, "not_erm": 3}
+    assert report.sessions == [["198.51.100.1", "5/udp", 9, 900, "2023-11-14T22:13:21.500"]]
+    assert (report["host"], report["interface"], report["mode"]) == (HOST, "lo", "native")
+    assert report["attached_at"] == "2023-11-14T22:13:20.000"
+    assert report.seconds == pytest.approx(time.time() - 1_700_000_000, abs=10)
+
+
+def test_later_reports_count_since_the_one_before(ends: Path) -> None:
+    readings = Readings(reading(10, session=9))
+    reporter = Reporter(HOST, ends, readings)
+    reporter.collect()
+    readings.now = [reading(25, fragment=1, session=9)]
+    report = Report(reporter.collect()[0].text)
+    assert report.packets == {"decapsulated": 15, "fragment": 1}
+    assert report.sessions == []
+    assert report.seconds < 10
+    assert report["drops"] == 0
+
+
+def test_a_new_publisher_goes_on_where_zeek_was_told_last(ends: Path) -> None:
+    readings = Readings(reading(10, session=10))
+    first = Reporter(HOST, ends, readings)
+    first.acknowledge(first.collect()[0])
+    readings.now = [reading(30, session=30)]
+    unacknowledged, = first.collect()
+    readings.now = [reading(70, session=70)]
+    time.sleep(0.002)  # sequence numbers of two publishers differ by the milliseconds between them
+    message, = Reporter(HOST, ends, readings).collect()
+    assert Report(message.text).packets == {"decapsulated": 60}
+    assert Report(message.text).sessions[0][2] == 60
+    assert Report(message.text).seconds < 10
+    assert message.sequence > unacknowledged.sequence
+
+
+def test_ends_of_another_boot_count_for_nothing(ends: Path) -> None:
+    readings = Readings(reading(10))
+    first = Reporter(HOST, ends, readings)
+    first.acknowledge(first.collect()[0])
+    kept = json.loads(ends.read_text())
+    ends.write_text(json.dumps({**kept, "boot": "another"}))
+    assert Report(Reporter(HOST, ends, readings).collect()[0].text).packets == {"decapsulated": 10}
+
+
+def test_a_broken_file_of_ends_is_as_none(ends: Path) -> None:
+    ends.write_text("{")
+    assert Report(Reporter(HOST, ends, Readings(reading(10))).collect()[0].text).packets == {"decapsulated": 10}
+
+
+@pytest.mark.parametrize("again", [
+    dict(attached_at="2023-11-14T23:13:20Z"), dict(ifindex=8)], ids=["attached anew", "interface created anew"])
+def test_a_new_attachment_counts_from_zero_even_if_it_counted_more(ends: Path, again: dict[str, Any]) -> None:
+    readings = Readings(reading(10, session=10))
+    reporter = Reporter(HOST, ends, readings)
+    reporter.collect()
+    readings.now = [reading(15, session=15, **again)]
+    report = Report(reporter.collect()[0].text)
+    assert report.packets == {"decapsulated": 15}
+    assert report.sessions[0][2] == 15
+    assert report.seconds > 3600
+
+
+def test_counters_that_begin_anew_under_one_attachment_never_go_backwards(ends: Path) -> None:
+    readings = Readings(reading(10, not_erm=1, session=10))
+    reporter = Reporter(HOST, ends, readings)
+    reporter.collect()
+    readings.now = [reading(2, not_erm=5, session=2)]
+    report = Report(reporter.collect()[0].text)
+    assert report.packets == {"decapsulated": 2, "not_erm": 5}
+    assert report.sessions[0][2] == 2
+    assert report.seconds < 10
+
+
+def test_a_forgotten_session_that_comes_back_counts_from_zero(ends: Path) -> None:
+    readings = Readings(reading(10, session=10))
+    reporter = Reporter(HOST, ends, readings)
+    reporter.collect()
+    readings.now = [reading(20, session=4)]
+    assert Report(reporter.collect()[0].text).sessions[0][2] == 4
+
+
+@pytest.mark.parametrize("name, present", [("lo", True), ("gone7", False)])
+def test_a_program_that_is_gone_is_told_once(ends: Path, name: str, present: bool) -> None:
+    readings = Readings({**reading(10), "name": name})
+    reporter = Reporter(HOST, ends, readings)
+    reporter.acknowledge(reporter.collect()[0])
+    readings.now = []
+    message, = reporter.collect()
+    event, arguments = events.decode(message.text) or ("", [])
+    assert event == events.DETACHED
+    assert arguments[0] == events.VERSION
+    assert arguments[1] == message.sequence
+    assert arguments[3:] == [HOST, name, present]
+    assert reporter.collect() == []
+    # A publisher that starts before Zeek was told tells it.
+    assert [m.end for m in Reporter(HOST, ends, readings).collect()] == [None]
+    reporter.acknowledge(message)
+    assert Reporter(HOST, ends, readings).collect() == []
+
+
+def test_sequence_grows_when_the_clock_goes_back(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reporter = Reporter(HOST, ends, Readings(reading(1)))
+    first, = reporter.collect()
+    monkeypatch.setattr(time, "time", lambda: 1.7e9)
+    second, = reporter.collect()
+    assert second.sequence > first.sequence
+    assert Report(second.text)["ts"] == "2023-11-14T22:13:20.000"
+
+
+def test_host_drops_are_those_of_the_interval(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drops = iter([{"lo": 100}, {"lo": 107}])
+    monkeypatch.setattr(publish.reports, "host_drops", lambda: next(drops))
+    reporter = Reporter(HOST, ends, Readings(reading(1)))
+    assert Report(reporter.collect()[0].text).fields["drops"] == events.NONE
+    assert Report(reporter.collect()[0].text)["drops"] == 7
+
+
+def test_host_drops_are_read_from_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "dev"
+    table.write_text("Inter-|   Receive                            |  Transmit\n face |bytes\n"
+                     "  eth0: 5000 50 1 42 2 3 4 5 6000 60 7 8 9 10 11 12\n")
+    monkeypatch.setattr(publish.reports, "NET_DEV", table)
+    assert host_drops() == {"eth0": 42}
+
+
+# How reports reach Zeek
+
+
+class Zeek:
+    """Accepts publishers as a node does, and acknowledges what `accepts` says."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.received: list[str] = []
+        self.subscriptions: list[Any] = []
+        self.answers: Callable[[str], str | None] = acknowledgement
+        self.port = port
+        self._server: Any = None
+
+    async def __aenter__(self) -> Zeek:
+        self._server = await websockets.serve(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, connection: Any, *_: Any) -> None:
+        self.subscriptions.append(json.loads(await connection.recv()))
+        await connection.send(json.dumps({"type": "ack", "endpoint": "e", "version": "8.0.8"}))
+        async for text in connection:
+            self.received.append(text)
+            answer = self.answers(text)
+            if answer:
+                await connection.send(answer)
+
+    @property
+    def packets(self) -> list[dict[str, int]]:
+        return [Report(text).packets for text in self.received]
+
+
+def acknowledgement(text: str) -> str:
+    report = Report(text)
+    return events.encode(events.ACKNOWLEDGEMENT_TOPIC, events.ACKNOWLEDGED, events.string(report["host"]),
+                         events.string(report["interface"]), events.count(report["sequence"]))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "waited 20 s in vain"
+        await asyncio.sleep(0.01)
+
+
+class Growing(Reporter):
+    """Each reading has one packet more."""
+
+    def __init__(self, ends: Path) -> None:
+        self.made: list[Message] = []
+        self.acknowledged: list[Message] = []
+        super().__init__(HOST, ends, lambda: [reading(len(self.made) + 1)])
+
+    def collect(self) -> list[Message]:
+        messages = super().collect()
+        self.made += messages
+        return messages
+
+    def acknowledge(self, message: Message) -> None:
+        super().acknowledge(message)
+        self.acknowledged.append(message)
+
+
+@contextlib.asynccontextmanager
+async def publishing(reporter: Reporter, *transports: Any, interval: float = 0.05) -> Any:
+    """A publisher that runs until the end of the block."""
+    publisher = Publisher(reporter, transports, HOST, interval)
+    running = asyncio.create_task(publisher.run())
+    try:
+        yield publisher
+    finally:
+        publisher.stop()
+        await asyncio.wait_for(running, 20)
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FIRST_BACKOFF_SECONDS", "LONGEST_BACKOFF_SECONDS"):
+        monkeypatch.setattr(publisher_module, name, 0.02)
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the publisher has logged so far."""
+    caplog.set_level(logging.INFO)
+    return lambda: [record.getMessage() for record in caplog.records if record.name == publisher_module.log.name]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_every_report_arrives_once_and_a_last_one_at_the_end(ends: Path) -> None:
+    async def scenario() -> None:
+        reporter = Growing(ends)
+        async with Zeek() as zeek:
+            async with publishing(reporter, WebSocket("127.0.0.1", zeek.port)):
+                await until(lambda: len(zeek.received) >= 3)
+                before = len(reporter.made)
+            assert zeek.received == [message.text for message in reporter.made]
+            assert len(reporter.made) == before + 1
+            assert reporter.acknowledged == reporter.made
+            assert zeek.subscriptions == [[events.ACKNOWLEDGEMENT_TOPIC]]
+    asyncio.run(scenario())
+
+
+def test_reports_wait_for_zeek_and_it_is_said_once(ends: Path, said: Callable[[], list[str]]) -> None:
+
+    async def scenario() -> None:
+        reporter = Growing(ends)
+        port = free_port()
+        async with publishing(reporter, WebSocket("127.0.0.1", port)):
+            await until(lambda: len(reporter.made) >= 5)
+            kept = reporter.made[:5]
+            async with Zeek(port) as zeek:
+                await until(lambda: len(zeek.received) >= 5)
+                assert zeek.received[:5] == [message.text for message in kept]
+            await until(lambda: len(said()) >= 3)
+            async with Zeek(port) as zeek:
+                await until(lambda: zeek.received)
+            assert [message.text for message in reporter.made if message.text in zeek.received]
+    asyncio.run(scenario())
+    assert [message.split(" Zeek")[0] for message in said()[:4]] == ["reports do not reach", "reports reach"] * 2
+    assert "Connect call failed" in said()[0]
+
+
+def test_what_nobody_acknowledges_is_sent_again(ends: Path, monkeypatch: pytest.MonkeyPatch,
+                                                said: Callable[[], list[str]]) -> None:
+    monkeypatch.setattr(publisher_module, "ACKNOWLEDGEMENT_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        reporter = Growing(ends)
+        async with Zeek() as zeek:
+            zeek.answers = lambda text: acknowledgement(text) if zeek.received.count(text) == 2 else None
+            async with publishing(reporter, WebSocket("127.0.0.1", zeek.port), interval=3600):
+                await until(lambda: reporter.acknowledged)
+            assert zeek.received[:2] == [reporter.made[0].text] * 2
+    asyncio.run(scenario())
+    assert "no acknowledgement in 0.1 s" in said()[0]
+
+
+def test_another_hosts_acknowledgement_is_none(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "ACKNOWLEDGEMENT_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        reporter = Growing(ends)
+        async with Zeek() as zeek:
+            zeek.answers = lambda text: acknowledgement(text.replace(HOST, HOST + "2"))
+            async with publishing(reporter, WebSocket("127.0.0.1", zeek.port), interval=3600):
+                await until(lambda: len(zeek.received) >= 2)
+        assert not reporter.acknowledged
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("answer, complaint", [
+    ('{"type": "error", "code": "deserialization_failed", "context": "why"}', "deserialization_failed: why"),
+    ("[", "Expecting value"), ('{"type": "data-message"}', "not a message")])
+def test_a_refusal_is_told(ends: Path, said: Callable[[], list[str]], answer: str, complaint: str) -> None:
+    async def scenario() -> None:
+        async with Zeek() as zeek:
+            zeek.answers = lambda text: answer
+            async with publishing(Growing(ends), WebSocket("127.0.0.1", zeek.port), interval=3600):
+                await until(lambda: said())
+    asyncio.run(scenario())
+    assert complaint in said()[0]
+
+
+def test_what_is_kept_too_long_is_dropped_and_counted(ends: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      said: Callable[[], list[str]]) -> None:
+    monkeypatch.setattr(publisher_module, "KEEP_SECONDS", 0.5)
+
+    async def scenario() -> None:
+        reporter = Growing(ends)
+        port = free_port()
+        async with publishing(reporter, WebSocket("127.0.0.1", port)):
+            await until(lambda: len(reporter.made) >= 30)
+            async with Zeek(port) as zeek:
+                await until(lambda: len(said()) >= 2)
+                lost = [message.text for message in reporter.made].index(zeek.received[0])
+        assert 5 < lost < 30
+        assert f"{lost} were older" in said()[1]
+    asyncio.run(scenario())
+
+
+class Dead:
+    """A transport that never connects."""
+
+    name = "dead"
+
+    def __init__(self) -> None:
+        self.attempts = 0
+
+    async def open(self) -> None:
+        self.attempts += 1
+        raise ConnectionFailed("dead")
+
+    async def close(self) -> None:
+        pass
+
+
+def test_another_transport_takes_over(ends: Path) -> None:
+    async def scenario() -> None:
+        dead = Dead()
+        async with Zeek() as zeek:
+            async with publishing(Growing(ends), dead, WebSocket("127.0.0.1", zeek.port)):
+                await until(lambda: len(zeek.received) >= 3)
+        assert dead.attempts == 1
+    asyncio.run(scenario())
+
+
+def test_waits_between_attempts_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "FIRST_BACKOFF_SECONDS", 1.0)
+    monkeypatch.setattr(publisher_module, "LONGEST_BACKOFF_SECONDS", 30.0)
+    assert [publisher_module._backoff(failures) for failures in (1, 2, 3, 5, 6, 10_000)] == [1, 2, 4, 16, 30, 30]
+
+
+def test_a_reading_that_fails_is_told_once_and_tried_again(ends: Path, said: Callable[[], list[str]]) -> None:
+    readings = Readings()
+
+    async def scenario() -> None:
+        async with Zeek() as zeek:
+            async with publishing(Reporter(HOST, ends, readings), WebSocket("127.0.0.1", zeek.port), interval=0.02):
+                readings.now = XdpErmError("no counters")
+                await until(lambda: said())
+                await asyncio.sleep(0.2)
+                readings.now = [reading(4)]
+                await until(lambda: zeek.received)
+            assert zeek.packets[0] == {"decapsulated": 4}
+    asyncio.run(scenario())
+    assert [("cannot" in message, "works again" in message) for message in said()] == [(True, False),
+                                                                                               (False, True)]
+
+
+# The command
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    publish.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--websocket", "192.0.2.1:27758"], "--websocket 192.0.2.1:27758: must be a loopback address"),
+    (["--websocket", "localhost:27758"], "--websocket localhost:27758: must be a loopback address"),
+    (["--websocket", "127.0.0.1"], "--websocket 127.0.0.1: must be ADDRESS:PORT"),
+    (["--websocket", "127.0.0.1:0"], "--websocket 127.0.0.1:0: must be ADDRESS:PORT"),
+    (["--transport", "broker"], "--transport broker: needs --peer"),
+    (["--transport", "broker", "--peer", "x:99999"], "--peer x:99999: must be ADDRESS:PORT"),
+    (["--interval", "0"], "--interval 0: must be 0.1 to 3600 seconds"),
+    (["--interval", "nan"], "--interval nan: must be"),
+    (["--host-name", ""], "--host-name: must not be empty"),
+])
+def test_bad_options(words: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said.replace("[", r"\[")):
+        publish.run(arguments(*words, "--pid-file", str(tmp_path / "pid")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_ipv6_loopback_address_is_one() -> None:
+    transport, = publish.wanted_transports(arguments("--websocket", "[::1]:27758"))
+    assert transport.name == "ws://[::1]:27758"
+
+
+def test_only_one_publisher_runs(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with publish._only_publisher(pid_file):
+        assert pid_file.read_text() == f"{os.getpid()}\n"
+        with pytest.raises(XdpErmError, match=f"another publisher runs on this host \\(process {os.getpid()}, "):
+            with publish._only_publisher(pid_file):
+                pass
+    assert pid_file.read_text() == ""
+    with publish._only_publisher(pid_file):
+        pass
+
+
+@contextlib.contextmanager
+def attached_interface() -> Iterator[tuple[Any, Callable[..., subprocess.CompletedProcess[str]]]]:
+    """A namespace with a veth pair, erm0 and erm1, and xdp-erm on erm0; and how to run `xdp-erm` there."""
+    from xdp_erm_py.lab.namespace import Namespace
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    namespace = Namespace()
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        with namespace.entered():
+            return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
+
+    try:
+        run("ip", "link", "set", "lo", "up")
+        run("ip", "link", "add", "erm0", "type", "veth", "peer", "name", "erm1")
+        for name in ("erm0", "erm1"):
+            run("ip", "link", "set", name, "up", "mtu", "1600")
+        run(sys.executable, "-m", "xdp_erm_py", "attach", "erm0")
+        yield namespace, run
+    finally:
+        namespace.close()
+
+
+def test_the_command_on_an_interface(tmp_path: Path) -> None:
+    """Attach, publish, attach anew, delete the interface, SIGTERM; and what the process costs."""
+    with attached_interface() as (namespace, run):
+        async def scenario() -> tuple[Zeek, str, int]:
+            # The server's socket is made in the namespace, so the publisher there reaches it.
+            with namespace.entered():
+                zeek = await Zeek().__aenter__()
+            zeek.answers = lambda text: acknowledgement(text) if events.REPORT in text else detached(text)
+            with namespace.entered():
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "xdp_erm_py", "publish", "--interval", "0.2", "--host-name", HOST,
+                     "--websocket", f"127.0.0.1:{zeek.port}", "--pid-file", str(tmp_path / "pid")],
+                    stderr=subprocess.PIPE, text=True)
+            try:
+                await until(lambda: len(zeek.received) >= 2)
+                resident = next(int(line.split()[1]) for line in Path(f"/proc/{process.pid}/status").read_text()
+                                .splitlines() if line.startswith("VmRSS"))
+                await asyncio.to_thread(run, sys.executable, "-m", "xdp_erm_py", "detach", "erm0")
+                await until(lambda: events.DETACHED in zeek.received[-1])
+                await asyncio.to_thread(run, sys.executable, "-m", "xdp_erm_py", "attach", "erm0")
+                await until(lambda: events.REPORT in zeek.received[-1])
+                await asyncio.to_thread(run, "ip", "link", "delete", "erm0")
+                await until(lambda: events.DETACHED in zeek.received[-1])
+                process.send_signal(signal.SIGTERM)
+                _, said = await asyncio.to_thread(process.communicate, timeout=20)
+                assert process.returncode == 0, said
+                return zeek, said, resident
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+                await zeek.__aexit__()
+
+        zeek, said, resident = asyncio.run(scenario())
+    gone = [events.decode(text) for text in zeek.received if events.DETACHED in text]
+    assert [arguments[3:] for _, arguments in gone if arguments] == [[HOST, "erm0", True], [HOST, "erm0", False]]
+    assert all(Report(text)["interface"] == "erm0" for text in zeek.received if events.REPORT in text)
+    assert said.count("\n") == 1, said
+    assert resident < 50_000, "KiB"
+    assert json.loads((tmp_path / "pid").with_suffix(".json").read_text())["interfaces"] == {}
+
+
+def detached(text: str) -> str:
+    _, arguments = events.decode(text) or ("", [])
+    return events.encode(events.ACKNOWLEDGEMENT_TOPIC, events.ACKNOWLEDGED, events.string(arguments[3]),
+                         events.string(arguments[4]), events.count(arguments[1]))

@@ -1,0 +1,139 @@
+"""xdp-erm publish: brings the counters to Zeek, which writes them to xdp_erm.log.
+
+One process for each host. It never imports bcc, which would make it three times as large.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Iterator
+
+from ..errors import UsageError, XdpErmError
+from .publisher import Publisher
+from .reports import Reporter
+from .transports import Broker, Transport, WebSocket, broker_bindings
+
+DEFAULT_INTERVAL = 10.0
+SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.1, 3600.0
+DEFAULT_WEBSOCKET = "127.0.0.1:27758"
+DEFAULT_PID_FILE = Path("/run/xdp-erm-publish.pid")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--interval", type=float, default=DEFAULT_INTERVAL, metavar="SECONDS",
+                        help="seconds between reports (default: %(default)g)")
+    parser.add_argument("--transport", choices=("auto", "websocket", "broker"), default="auto",
+                        help="how to reach Zeek; auto tries the WebSocket and, if --peer is given, Broker")
+    parser.add_argument("--websocket", default=DEFAULT_WEBSOCKET, metavar="ADDRESS:PORT",
+                        help="a Zeek node's WebSocket server on this host (default: %(default)s)")
+    parser.add_argument("--peer", metavar="ADDRESS:PORT",
+                        help="the manager, for clusters on the Broker backend (cluster-layout.zeek has the port)")
+    parser.add_argument("--host-name", default=socket.gethostname(), metavar="NAME",
+                        help="this host's name in the logs (default: %(default)s)")
+    parser.add_argument("--pid-file", type=Path, default=DEFAULT_PID_FILE, metavar="FILE",
+                        help="locked as long as the publisher runs; what was reported last is remembered beside it, in "
+                             "FILE with the ending .json (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Publishes until SIGTERM or SIGINT. UsageError: an argument; XdpErmError: another publisher runs."""
+    from .. import stats  # late: pyroute2 takes a moment, and bad arguments need not wait for it
+
+    if not SHORTEST_INTERVAL <= arguments.interval <= LONGEST_INTERVAL:
+        raise UsageError(f"--interval {arguments.interval:g}: must be {SHORTEST_INTERVAL:g} to {LONGEST_INTERVAL:g} "
+                         "seconds")
+    if not arguments.host_name:
+        raise UsageError("--host-name: must not be empty")
+    transports = wanted_transports(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+    with _only_publisher(arguments.pid_file):
+        stats.require_root()
+        reporter = Reporter(arguments.host_name, arguments.pid_file.with_suffix(".json"), stats.snapshot)
+        asyncio.run(publish(reporter, transports, arguments))
+    return 0
+
+
+async def publish(reporter: Reporter, transports: list[Transport], arguments: argparse.Namespace) -> None:
+    """Publishes what `reporter` collects until SIGTERM or SIGINT."""
+    publisher = Publisher(reporter, transports, arguments.host_name, arguments.interval)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, publisher.stop)
+    logging.getLogger("xdp-erm publish").info(
+        "reporting as %s every %g s over %s", arguments.host_name, arguments.interval,
+        " or ".join(transport.name for transport in transports))
+    await publisher.run()
+
+
+def wanted_transports(arguments: argparse.Namespace) -> list[Transport]:
+    """The transports to try, in that order. Raises as run() does."""
+    transports: list[Transport] = []
+    if arguments.transport in ("auto", "websocket"):
+        host, port = _endpoint("--websocket", arguments.websocket)
+        if not _is_loopback(host):
+            raise UsageError(f"--websocket {arguments.websocket}: must be a loopback address, because Zeek's WebSocket "
+                             "API asks for no password")
+        try:
+            import websockets.exceptions  # noqa: F401 (is it there?)
+            transports.append(WebSocket(host, port))
+        except ImportError:
+            if arguments.transport == "websocket" or not arguments.peer:
+                raise XdpErmError("the websockets package is missing for this Python: install python3-websockets") from None
+    if arguments.transport == "broker" and not arguments.peer:
+        raise UsageError("--transport broker: needs --peer ADDRESS:PORT, the manager's address")
+    if arguments.peer and arguments.transport != "websocket":
+        host, port = _endpoint("--peer", arguments.peer)
+        bindings = broker_bindings()
+        if bindings:
+            transports.append(Broker(host, port, bindings))
+        elif not transports:
+            raise XdpErmError("Broker's Python bindings are not where zeek-config says, or there is no zeek-config in "
+                              "PATH: use --transport websocket")
+    return transports
+
+
+def _endpoint(option: str, text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(f"{option} {text}: must be ADDRESS:PORT")
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextlib.contextmanager
+def _only_publisher(path: Path) -> Iterator[None]:
+    """Holds the lock on the pid file, which says who has it; nothing stays in it afterwards."""
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise XdpErmError(f"--pid-file {path}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise XdpErmError(f"another publisher runs on this host (process {file.read().strip()}, {path})") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)

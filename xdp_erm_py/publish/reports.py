@@ -1,0 +1,179 @@
+"""From counters that grow while a program is attached to reports of what was counted in an interval.
+
+An interval begins where the last report that Zeek acknowledged ended, also one of an earlier publisher: the ends are
+kept in a file. So nothing is counted twice, and what passed while no publisher ran is in the next report, whose
+interval is as long as that took. Where an interface has no such report, its interval begins when XDP was attached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+from .. import shared
+from . import events
+
+NET_DEV = Path("/proc/self/net/dev")
+
+Snapshot = dict[str, Any]
+"""One interface as in stats.snapshot()."""
+
+
+class Message(NamedTuple):
+    """What is to be told of one interface, and what to remember when Zeek has it."""
+
+    interface: str
+    sequence: int
+    text: str
+    end: dict[str, Any] | None
+    """Where the next interval begins; None: the program is gone."""
+
+
+class Reporter:
+    """Makes the messages. `snapshot` is stats.snapshot; the file `ends` outlives the publisher."""
+
+    def __init__(self, host: str, ends: Path, snapshot: Callable[[], list[Snapshot]]) -> None:
+        self._host = host
+        self._path = ends
+        self._snapshot = snapshot
+        self._acknowledged: dict[str, dict[str, Any]] = {}
+        self._sequence = 0
+        self._read()
+        # Ends of reports that were made, acknowledged or not.
+        self._made = dict(self._acknowledged)
+
+    def _read(self) -> None:
+        try:
+            kept = json.loads(self._path.read_text())
+        except FileNotFoundError:
+            return
+        except ValueError:
+            kept = {}
+        # Times since boot mean nothing in another boot, and neither do counters.
+        if kept.get("boot") == _boot_id():
+            self._acknowledged = kept["interfaces"]
+            self._sequence = kept["sequence"]
+
+    def _write(self) -> None:
+        kept = {"boot": _boot_id(), "sequence": self._sequence, "interfaces": self._acknowledged}
+        new = self._path.with_name(self._path.name + ".new")
+        new.write_text(json.dumps(kept))
+        os.replace(new, self._path)
+
+    def collect(self) -> list[Message]:
+        """A message for each interface: what was counted since its last one, or that its program is gone.
+
+        Raises what stats.snapshot raises.
+        """
+        attached = {interface["name"]: interface for interface in self._snapshot()}
+        now = time.time()
+        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        drops = host_drops()
+        messages = [self._report(interface, now, since_boot, drops.get(name)) for name, interface in attached.items()]
+        messages += [self._detached(name, now) for name in self._made if name not in attached]
+        for message in messages:
+            if message.end is None:
+                del self._made[message.interface]
+            else:
+                self._made[message.interface] = message.end
+        return messages
+
+    def acknowledge(self, message: Message) -> None:
+        """Remembers that Zeek has this message and will not need it again."""
+        if message.end is None:
+            self._acknowledged.pop(message.interface, None)
+        else:
+            self._acknowledged[message.interface] = message.end
+        self._write()
+
+    def _next_sequence(self, now: float) -> int:
+        # The time, so that it also grows over a publisher that lost its file.
+        self._sequence = max(self._sequence + 1, int(now * 1000))
+        return self._sequence
+
+    def _report(self, interface: Snapshot, now: float, since_boot: float, drops: int | None) -> Message:
+        name = interface["name"]
+        end = {
+            "ifindex": interface["ifindex"], "attached_at": interface["attached_at"], "since_boot": since_boot,
+            "counters": {counter: [value["packets"], value["bytes"]]
+                         for counter, value in interface["counters"].items()},
+            "sessions": {f"{session['source']} {session['source_port']}": [session["packets"], session["bytes"]]
+                         for session in interface["sessions"]},
+            "drops": drops,
+        }
+        attached_at = _seconds(interface["attached_at"])
+        begin = self._made.get(name)
+        if begin and (begin["ifindex"], begin["attached_at"]) == (end["ifindex"], end["attached_at"]):
+            duration = since_boot - begin["since_boot"]
+        else:
+            begin = {"counters": {}, "sessions": {}, "drops": None}
+            duration = now - attached_at
+
+        counted = {counter: _grown(begin["counters"].get(counter), value)
+                   for counter, value in end["counters"].items()}
+        if any(min(value) < 0 for value in counted.values()):
+            # The counters began anew under the same attachment: a swap to a version with other maps.
+            counted = end["counters"]
+            begin = {"sessions": {}, "drops": begin["drops"]}
+        sequence = self._next_sequence(now)
+        text = events.encode(events.REPORT_TOPIC, events.REPORT, events.vector([
+            events.count(events.VERSION), events.count(sequence), events.timestamp(now), events.string(self._host),
+            events.string(name), events.string(interface["mode"]), events.timestamp(attached_at),
+            events.timespan(max(duration, 0.0)),
+            events.vector(_pair(counted[counter]) for counter in shared.COUNTERS),
+            events.NONE if None in (drops, begin["drops"]) else events.count(max(drops - begin["drops"], 0)),
+            events.vector(_sessions(interface["sessions"], begin["sessions"])),
+        ]))
+        return Message(name, sequence, text, end)
+
+    def _detached(self, name: str, now: float) -> Message:
+        sequence = self._next_sequence(now)
+        text = events.encode(
+            events.REPORT_TOPIC, events.DETACHED, events.count(events.VERSION), events.count(sequence),
+            events.timestamp(now), events.string(self._host), events.string(name),
+            events.boolean(name in host_drops()))
+        return Message(name, sequence, text, None)
+
+
+def _sessions(sessions: list[Snapshot], begin: dict[str, list[int]]) -> list[events.Value]:
+    """The sessions that sent something. One that was forgotten and came back counts from zero."""
+    values = []
+    for session in sessions:
+        now = [session["packets"], session["bytes"]]
+        sent = _grown(begin.get(f"{session['source']} {session['source_port']}"), now)
+        if min(sent) < 0:
+            sent = now
+        if sent[0]:
+            values.append(events.vector([
+                events.address(session["source"]), events.udp_port(session["source_port"]),
+                events.count(sent[0]), events.count(sent[1]), events.timestamp(_seconds(session["last_seen"]))]))
+    return values
+
+
+def _pair(packets_and_bytes: list[int]) -> events.Value:
+    return events.vector(map(events.count, packets_and_bytes))
+
+
+def _grown(before: list[int] | None, after: list[int]) -> list[int]:
+    return [now - then for then, now in zip(before or [0, 0], after)]
+
+
+def host_drops() -> dict[str, int]:
+    """Received packets that kernel or NIC dropped, for each interface of this network namespace, since it exists."""
+    drops = {}
+    for line in NET_DEV.read_text().splitlines()[2:]:
+        name, _, columns = line.partition(":")
+        drops[name.strip()] = int(columns.split()[3])
+    return drops
+
+
+def _seconds(rfc3339: str) -> float:
+    return datetime.fromisoformat(rfc3339.replace("Z", "+00:00")).astimezone(timezone.utc).timestamp()
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,162 @@
+"""Two ways to Zeek: its WebSocket API, and Broker's Python bindings in a process that may be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Iterator, Protocol
+
+from . import events
+
+OPEN_SECONDS = 10.0
+CLOSE_SECONDS = 2.0
+
+#: More than any message that Zeek sends us.
+_MESSAGE_BYTES = 1 << 16
+
+
+class ConnectionFailed(Exception):
+    """Zeek cannot be reached this way now; the text says why."""
+
+
+class Transport(Protocol):
+    """A connection that publishes messages and receives the acknowledgements. Every failure is a ConnectionFailed."""
+
+    name: str
+
+    async def open(self) -> None:
+        """Connects and subscribes; ends within a few OPEN_SECONDS."""
+
+    async def send(self, message: str) -> None:
+        """Publishes one message."""
+
+    async def receive(self) -> str:
+        """Waits for the next message."""
+
+    async def close(self) -> None:
+        """Gives the connection up; harmless where there is none."""
+
+
+class WebSocket:
+    """The WebSocket API of a Zeek node at a loopback address."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.name = f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+        self._address = host, port
+        self._connection: Any = None
+
+    async def open(self) -> None:
+        import websockets  # late: not needed with Broker's bindings
+
+        with self._failures():
+            # A socket of our own: newer versions would ask a configured proxy to connect to our loopback address.
+            connected = await _connect(*self._address)
+            self._connection = await websockets.connect(
+                f"{self.name}/v1/messages/json", sock=connected, open_timeout=OPEN_SECONDS,
+                close_timeout=CLOSE_SECONDS, compression=None, max_size=_MESSAGE_BYTES)
+            await self._connection.send(json.dumps([events.ACKNOWLEDGEMENT_TOPIC]))
+            answer = await asyncio.wait_for(self._connection.recv(), OPEN_SECONDS)
+            complaint = events.refusal(answer)
+        if complaint:
+            raise ConnectionFailed(f"{self.name}: {complaint}")
+
+    async def send(self, message: str) -> None:
+        with self._failures():
+            await self._connection.send(message)
+
+    async def receive(self) -> str:
+        with self._failures():
+            text: str = await self._connection.recv()
+        return text
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(ConnectionFailed), self._failures():
+                await self._connection.close()
+            self._connection = None
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        from websockets.exceptions import WebSocketException
+        try:
+            yield
+        except (OSError, asyncio.TimeoutError, ValueError, WebSocketException) as error:
+            raise ConnectionFailed(f"{self.name}: {str(error) or 'no answer in time'}") from error
+
+
+async def _connect(host: str, port: int) -> socket.socket:
+    connecting = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        connecting.setblocking(False)
+        await asyncio.wait_for(asyncio.get_running_loop().sock_connect(connecting, (host, port)), OPEN_SECONDS)
+    except BaseException:
+        connecting.close()
+        raise
+    return connecting
+
+
+class Broker:
+    """Broker's Python bindings, peering with the manager of a cluster on the Broker backend.
+
+    Calls into the bindings can hang for ever, so they are made by broker_bridge.py in a process that is killed when
+    we are done with it. It reads a message a line and writes a message a line, the first one when it has peered.
+    """
+
+    def __init__(self, host: str, port: int, bindings: Path) -> None:
+        self.name = f"broker {host}:{port}"
+        self._arguments = [host, str(port)]
+        self._bindings = bindings
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def open(self) -> None:
+        package = Path(__file__).resolve().parents[2]  # a directory, or the .pyz we run from
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(package), str(self._bindings)]))
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "xdp_erm_py.publish.broker_bridge", *self._arguments, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            await asyncio.wait_for(self.receive(), OPEN_SECONDS)
+        except asyncio.TimeoutError:
+            raise ConnectionFailed(f"{self.name}: no peering in {OPEN_SECONDS:.0f} s: check the address, and that "
+                                   "Broker's TLS is not switched off in Zeek") from None
+
+    async def send(self, message: str) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(message.encode() + b"\n")
+            await self._process.stdin.drain()
+        except OSError as error:
+            raise ConnectionFailed(f"{self.name}: {error}") from error
+
+    async def receive(self) -> str:
+        assert self._process is not None and self._process.stdout is not None and self._process.stderr is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            said = (await self._process.stderr.read()).decode(errors="replace").strip().splitlines()
+            raise ConnectionFailed(f"{self.name}: {said[-1] if said else 'the process with the bindings ended'}")
+        return line.decode()
+
+    async def close(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+
+def broker_bindings() -> Path | None:
+    """Where Zeek's `broker` package for Python is, says zeek-config; None: no Zeek here, or one without it."""
+    places = os.environ.get("PATH", "").split(os.pathsep) + ["/opt/zeek/bin", "/usr/local/zeek/bin"]
+    for place in places:
+        command = Path(place, "zeek-config")
+        if command.is_file():
+            said = subprocess.run([command, "--python_dir"], stdout=subprocess.PIPE, timeout=OPEN_SECONDS, check=True)
+            directory = Path(said.stdout.decode().strip())
+            return directory if (directory / "broker").is_dir() else None
+    return None
