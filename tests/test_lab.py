@@ -10,12 +10,14 @@ import operator
 import os
 import pathlib
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import time
 
 import pytest
+from pyroute2 import IPRoute
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
@@ -23,7 +25,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from xdp_erm_py import lab
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import UsageError, XdpErmError
-from xdp_erm_py.lab.cable import MAX_FRAME_LEN, Cable
+from xdp_erm_py.lab.cable import MAX_FRAME_LEN, SENSOR_INTERFACE, Cable
 from xdp_erm_py.lab.capture import captured, read_pcap
 from xdp_erm_py.lab.fanout import FanoutWorkers, flow_key
 from xdp_erm_py.lab.traffic import Packet, internet_checksum, synthetic
@@ -136,6 +138,12 @@ def test_pcap_variants(tmp_path, order, magic):
     assert tuple(read_pcap(file)) == frames
 
 
+def test_pcap_whose_frames_carry_their_fcs(tmp_path):
+    file = tmp_path / "file.pcap"
+    file.write_bytes(pcap(link_type=0x44000001))
+    assert list(read_pcap(file)) == [bytes(60)]
+
+
 @pytest.mark.parametrize("content, message", [
     (b"", "is not a pcap file, it starts with nothing"),
     (b"GIF89a" * 10, "is not a pcap file, it starts with 47 49 46 38"),
@@ -185,6 +193,17 @@ def test_workers_count_what_arrives():
     assert (result.sent, result.mirrored, sum(result.packets)) == (100, 100, 100)
     assert (result.identical, result.missing, result.unexpected, result.dropped) == (0, 0, 0, 0)
     assert set(result.workers_by_flow) == {flow_key(packet.mirrored) for packet in packets}
+
+
+@needs_root
+def test_workers_see_all_that_comes_in_and_nothing_that_goes_out():
+    with Cable() as cable, FanoutWorkers(cable, 3, operator.attrgetter("sent")) as workers:
+        with cable.sensor.entered(), IPRoute() as route, socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sensor:
+            assert route.link("get", ifname=SENSOR_INTERFACE)[0].get_attr("IFLA_PROMISCUITY") == 3
+            sensor.bind((SENSOR_INTERFACE, 0))
+            sensor.send(other_frames(1)[0].sent)
+        result = workers.finish()
+    assert (sum(result.packets), result.unexpected) == (0, 0)
 
 
 @needs_root
@@ -267,6 +286,19 @@ def test_workers_and_flows_are_as_many_as_asked_for():
     rows = table(done.stdout)
     assert [label for label in rows if label.startswith("worker")] == ["worker 1", "worker 2"]
     assert rows["flows"][1] == "50, 0 split"
+
+
+@needs_root
+def test_capture_run(tmp_path):
+    file = tmp_path / "file.pcap"
+    packets = PACKETS[:20] + other_frames(3) + PACKETS[:5]  # the last ones come twice
+    file.write_bytes(pcap(frames=tuple(packet.sent for packet in packets)))
+    done = run_lab("--pcap", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = table(done.stdout)
+    assert rows["sent"] == rows["arrived"] == ["28 packets", "28 packets"]
+    assert rows["byte-identical"] == ["0 of 25 mirrored", "25 of 25 mirrored"]
+    assert "\nnot_erm: 3 packets, 180 bytes\n" in done.stdout
 
 
 @needs_root

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..reference import (
-    ETHERTYPE_8021Q,
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     IPV4_LEN,
@@ -28,10 +27,10 @@ from .traffic import PROTOCOL_TCP, Packet
 
 # linux/if_packet.h, what Python's socket module has no names for
 SOL_PACKET = 263
-PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_FANOUT, PACKET_IGNORE_OUTGOING = 1, 6, 8, 18, 23
+PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_FANOUT = 1, 6, 8, 18
 PACKET_MR_PROMISC = 1
 PACKET_FANOUT_HASH = 0
-TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID = 0x10, 0x40
+TP_STATUS_VLAN_VALID = 0x10
 SO_RCVBUFFORCE = 33
 ETH_P_ALL = 3
 AUXDATA = struct.Struct("=IIIHHHH")  # tpacket_auxdata: status, len, snaplen, mac, net, vlan_tci, vlan_tpid
@@ -135,7 +134,9 @@ class FanoutWorkers:
             worker, member = self._sockets[descriptor]
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    self._count(worker, _receive_frame(member))
+                    frame, control, _, address = member.recvmsg(MAX_RECEIVE_LEN, socket.CMSG_SPACE(AUXDATA.size))
+                    if address[2] != socket.PACKET_OUTGOING:
+                        self._count(worker, _with_vlan_tag(frame, control[0][2]))
         return bool(ready)
 
     def _count(self, worker: int, frame: bytes) -> None:
@@ -189,7 +190,6 @@ def _fanout_member() -> socket.socket:
         member.setblocking(False)
         member.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         member.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-        member.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         member.bind((SENSOR_INTERFACE, ETH_P_ALL))
         promiscuous = struct.pack("=iHH8x", socket.if_nametoindex(SENSOR_INTERFACE), PACKET_MR_PROMISC, 0)
         member.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, promiscuous)
@@ -200,12 +200,9 @@ def _fanout_member() -> socket.socket:
     return member
 
 
-def _receive_frame(member: socket.socket) -> bytes:
-    """Receive one frame and put back the VLAN tag that the kernel took out of it, as every capture program does."""
-    frame, control, _, _ = member.recvmsg(MAX_RECEIVE_LEN, socket.CMSG_SPACE(AUXDATA.size))
-    status, *_, tci, tpid = AUXDATA.unpack(control[0][2])
+def _with_vlan_tag(frame: bytes, auxdata: bytes) -> bytes:
+    """Put back the VLAN tag that the kernel took out of a frame, as every capture program does."""
+    status, *_, tci, tpid = AUXDATA.unpack(auxdata)
     if not status & TP_STATUS_VLAN_VALID:
         return frame
-    if not status & TP_STATUS_VLAN_TPID_VALID:
-        tpid = ETHERTYPE_8021Q
     return frame[:MAC_PAIR_LEN] + struct.pack("!HH", tpid, tci) + frame[MAC_PAIR_LEN:]
