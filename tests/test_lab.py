@@ -165,7 +165,7 @@ def test_bad_captures(tmp_path, content, message):
 
 
 def test_capture_that_is_not_there(tmp_path):
-    with pytest.raises(XdpErmError, match="missing.pcap: No such file or directory"):
+    with pytest.raises(XdpErmError, match=r"missing\.pcap: No such file or directory"):
         list(captured(tmp_path / "missing.pcap", InterfaceConfig()))
 
 
