@@ -79,7 +79,7 @@ def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
             links.set_mtu(link, before)
             said.append(f"{link.name}: MTU is {before} again")
     features = _features(link)
-    back = [name for name, active, *_ in features if not active and name in changes.get("features", [])]
+    back = sorted(name for name, active, *_ in features if not active and name in changes.get("features", []))
     if back:
         _set(link, features, dict.fromkeys(back, True))
         said.append(f"{link.name}: turned on {', '.join(back)} again")
@@ -89,7 +89,7 @@ def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
 def _turn_off(link: Link) -> tuple[list[str], list[str]]:
     """(features turned off, features that stay on all the same)"""
     before = _features(link)
-    on = [name for name, active, *_ in before if active and name in FEATURES]
+    on = sorted(name for name, active, *_ in before if active and name in FEATURES)
     movable = [name for name in on if before.is_available(name)]
     if movable:
         _set(link, before, dict.fromkeys(movable, False))
