@@ -1,0 +1,85 @@
+"""The XDP program, loaded without an interface, and what one packet does to its counters."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import struct
+from typing import NamedTuple
+
+from xdp_erm_py import bpf, shared
+from xdp_erm_py.attachment import descriptor
+from xdp_erm_py.compiler import Compiled
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.reference import Session
+
+XDP_PASS = 2
+
+
+class Counted(NamedTuple):
+    packets: int
+    bytes: int
+
+
+class Outcome(NamedTuple):
+    """What became of a packet, and which counters it moved, by how much."""
+
+    frame: bytes
+    counters: dict[str, Counted]
+    sessions: dict[Session, Counted]
+
+
+class Program:
+    """A compiled and loaded program; the with block unloads it."""
+
+    def __init__(self, config: InterfaceConfig, options: tuple[str, ...] = ()) -> None:
+        with contextlib.ExitStack() as stack:
+            compiled = stack.enter_context(Compiled(config, options))
+            self.fd = stack.enter_context(descriptor(compiled.load({})))
+            self.maps = {name: stack.enter_context(bpf.Map(os.dup(fd))) for name, fd in compiled.maps.items()}
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, frame: bytes) -> Outcome:
+        counters, sessions = self.counters(), self.sessions()
+        result, left = bpf.test_run(self.fd, frame)
+        assert result == XDP_PASS
+        return Outcome(left, _moved(counters, self.counters()), _moved(sessions, self.sessions()))
+
+    def counters(self) -> dict[str, Counted]:
+        counted = {}
+        for index, name in enumerate(shared.COUNTERS):
+            per_cpu = [struct.unpack("=QQ", value) for value in self.maps["counters"].lookup(struct.pack("=I", index))]
+            counted[name] = Counted(*map(sum, zip(*per_cpu)))
+        return counted
+
+    def sessions(self) -> dict[Session, Counted]:
+        return {session: Counted(packets, bytes_) for session, (packets, bytes_, _) in self._sessions().items()}
+
+    def last_seen(self) -> dict[Session, int]:
+        """Nanoseconds of CLOCK_MONOTONIC."""
+        return {session: last_seen for session, (_, _, last_seen) in self._sessions().items()}
+
+    def _sessions(self) -> dict[Session, tuple[int, int, int]]:
+        sessions = {}
+        for key in self.maps.get("sessions", ()):
+            source, port, _ = struct.unpack("!4sHH", key)
+            value, = self.maps["sessions"].lookup(key)
+            sessions[Session(str(ipaddress.IPv4Address(source)), port)] = struct.unpack("=QQQ", value)
+        return sessions
+
+
+def _moved(before: dict, after: dict) -> dict:
+    """What has changed between two readings, by how much."""
+    moved = {}
+    for name, (packets, bytes_) in after.items():
+        packets_before, bytes_before = before.get(name, (0, 0))
+        if (packets, bytes_) != (packets_before, bytes_before):
+            moved[name] = Counted(packets - packets_before, bytes_ - bytes_before)
+    return moved

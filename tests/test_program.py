@@ -1,0 +1,437 @@
+"""The XDP program on one packet at a time (BPF_PROG_TEST_RUN): its verdict, the bytes it leaves, what it counts.
+
+Each frame is a scapy expression. Whatever the program does not decapsulate has to come out as it went in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import time
+from typing import Any
+
+import pytest
+from frames import ERM, ETHER, INNER, MACS, PING, SENSOR, SESSION, SWITCH, ip, udp, wrap
+from program import Counted, Program
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
+from scapy.packet import Packet, Padding, Raw
+
+from xdp_erm_py import bpf, shared
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.reference import Session
+
+STRIP = InterfaceConfig(vlan="strip")
+
+# What INNER becomes in the default configuration, with the VLAN that wrap() puts into the ERM header.
+LEFT = MACS / Dot1Q(vlan=10) / PING
+
+
+def table(names: str, rows: dict[str, tuple[Any, ...]]) -> pytest.MarkDecorator:
+    """A test for each row, by its name."""
+    return pytest.mark.parametrize(names, [pytest.param(*row, id=name) for name, row in rows.items()])
+
+
+def check(program, sent, verdict, left=None, notes=(), session=SESSION):
+    """One packet in: one verdict, exactly these bytes out (`left`; else untouched), and no other counter moves."""
+    sent = bytes(sent)
+    counted = Counted(packets=1, bytes=len(sent))
+    outcome = program.run(sent)
+    assert outcome.counters == dict.fromkeys((verdict, *notes), counted)
+    assert outcome.frame == (sent if left is None else bytes(left))
+    assert outcome.sessions == ({session: counted} if verdict == "decapsulated" else {})
+
+
+def check_left(program, sent, left, notes=(), session=SESSION):
+    check(program, sent, "decapsulated", left, notes, session)
+
+
+# Layers around the mirrored frame
+
+def nops(count: int) -> list[IPOption_NOP]:
+    return [IPOption_NOP()] * count
+
+
+@table("sent", {
+    "plain": (wrap(INNER),),
+    "802.1Q": (ETHER / Dot1Q(vlan=1) / ip() / udp() / ERM() / INNER,),
+    "802.1Q priority tag": (ETHER / Dot1Q(vlan=0, prio=7) / ip() / udp() / ERM() / INNER,),
+    "802.1ad": (ETHER / Dot1AD(vlan=1) / ip() / udp() / ERM() / INNER,),
+    "QinQ": (ETHER / Dot1AD(vlan=1) / Dot1Q(vlan=2) / ip() / udp() / ERM() / INNER,),
+    "two 802.1Q tags": (ETHER / Dot1Q(vlan=1) / Dot1Q(vlan=2) / ip() / udp() / ERM() / INNER,),
+    "802.1Q outside, 802.1ad inside": (ETHER / Dot1Q(vlan=1) / Dot1AD(vlan=2) / ip() / udp() / ERM() / INNER,),
+    "don't fragment off": (ETHER / ip(flags="") / udp() / ERM() / INNER,),
+    "reserved fragment bit": (ETHER / ip(flags="evil") / udp() / ERM() / INNER,),
+    "TOS, id and TTL": (ETHER / ip(tos=0xFF, id=0xFFFF, ttl=1) / udp() / ERM() / INNER,),
+    "wrong IP checksum": (ETHER / ip(chksum=1) / udp() / ERM() / INNER,),
+    "UDP checksum": (ETHER / ip() / udp(chksum=None) / ERM() / INNER,),
+    "wrong UDP checksum": (ETHER / ip() / udp(chksum=1) / ERM() / INNER,),
+    "unknown ERM bits": (wrap(INNER, unknown=2**64 - 1, unknown_high=255, unknown_low=127),),
+})
+def test_wrapping(program, sent):
+    check_left(program(), sent, LEFT)
+
+
+@pytest.mark.parametrize("length", range(4, 41, 4))
+def test_ip_options(program, length):
+    check_left(program(), ETHER / ip(options=nops(length)) / udp() / ERM() / INNER, LEFT)
+
+
+@table("inner", {
+    "ARP": (MACS / ARP(psrc="10.0.0.1"),),
+    "IPv6": (MACS / IPv6() / UDP() / b"x",),
+    "802.3": (MACS / LLC() / b"spanning tree",),
+    "jumbo": (MACS / Raw(bytes(3000)),),
+    "full size": (MACS / Raw(bytes(1500)),),
+    "no payload": (MACS / Raw(),),
+    "tags of its own": (MACS / Dot1AD(vlan=5) / Dot1Q(vlan=6) / PING,),
+    "three tags of its own": (MACS / Dot1Q() / Dot1Q() / Dot1Q() / PING,),
+    "ERM by TCP": (MACS / IP(src=SWITCH, dst=SENSOR) / TCP(dport=7932),),
+})
+def test_any_mirrored_frame(program, inner):
+    inner = bytes(inner)
+    check_left(program(STRIP), wrap(inner), inner)
+    check_left(program(), wrap(inner), inner[:12] + bytes.fromhex("8100 000a") + inner[12:])
+
+
+@table("sent", {
+    "one byte": (wrap(INNER) / Padding(b"\1"),),
+    "many bytes": (wrap(INNER) / Padding(b"\1" * 1000),),
+    "something like a frame": (wrap(INNER) / Padding(bytes(wrap(INNER))),),
+    "behind a tag": (ETHER / Dot1Q(vlan=1) / ip() / udp() / ERM() / INNER / Padding(b"\1" * 10),),
+    "inside IP, past the UDP length": (ETHER / ip() / udp(len=20 + len(INNER)) / ERM() / (bytes(INNER) + b"\1" * 7),),
+    "both": (ETHER / ip() / udp(len=20 + len(INNER)) / ERM() / (bytes(INNER) + b"\1" * 7) / Padding(b"\2" * 3),),
+})
+def test_what_follows_the_datagram_is_cut(program, sent):
+    check_left(program(), sent, LEFT)
+    check_left(program(STRIP), sent, INNER)
+
+
+
+# Frames that are left alone
+
+@table("sent, verdict", {
+    "ARP": (ETHER / ARP(psrc=SWITCH, pdst=SENSOR), "not_erm"),
+    "IPv6 to the port": (ETHER / IPv6() / udp() / ERM() / INNER, "not_erm"),
+    "802.3": (ETHER / Raw() / LLC() / b"spanning tree", "not_erm"),
+    "EtherType for experiments": (ETHER / Raw(), "not_erm"),
+    "TCP": (ETHER / ip() / TCP(dport=7932) / ERM() / INNER, "not_erm"),
+    "ICMP": (ETHER / ip() / ICMP(), "not_erm"),
+    "another UDP port": (ETHER / ip() / udp(dport=7933) / ERM() / INNER, "not_erm"),
+    "from the port": (ETHER / ip() / udp(sport=7932, dport=5) / ERM() / INNER, "not_erm"),
+    "the port's bytes swapped": (ETHER / ip() / udp(dport=0xFC1E) / ERM() / INNER, "not_erm"),
+    "three tags": (ETHER / Dot1Q() / Dot1Q() / Dot1Q() / ip() / udp() / ERM() / INNER, "not_erm"),
+    "tag and ARP": (ETHER / Dot1Q() / ARP(psrc=SWITCH, pdst=SENSOR), "not_erm"),
+    "first fragment": (ETHER / ip(flags="MF") / udp() / ERM() / INNER, "fragment"),
+    "first fragment, DF set": (ETHER / ip(flags="MF+DF") / udp() / ERM() / INNER, "fragment"),
+    "middle fragment": (ETHER / ip(flags="MF", frag=185, proto=17) / Raw(b"\1" * 100), "fragment"),
+    "last fragment": (ETHER / ip(flags="", frag=1, proto=17) / Raw(b"\1" * 100), "fragment"),
+    "last fragment, highest offset": (ETHER / ip(flags="", frag=8191, proto=17) / Raw(b"\1" * 8), "fragment"),
+    "fragment of TCP": (ETHER / ip(flags="MF") / TCP() / INNER, "not_erm"),
+    "IP version 6 in an IPv4 frame": (ETHER / ip(version=6) / udp() / ERM() / INNER, "malformed"),
+    "IP version 0": (ETHER / ip(version=0) / udp() / ERM() / INNER, "malformed"),
+    "IHL 4": (ETHER / ip(ihl=4) / udp() / ERM() / INNER, "malformed"),
+    "IHL 0": (ETHER / ip(ihl=0) / udp() / ERM() / INNER, "malformed"),
+    "UDP length 0": (ETHER / ip() / udp(len=0) / ERM() / INNER, "malformed"),
+    "UDP length 7": (ETHER / ip() / udp(len=7) / ERM() / INNER, "malformed"),
+    "UDP longer than IP": (ETHER / ip() / udp(len=21 + len(INNER)) / ERM() / INNER, "malformed"),
+    "UDP longer than IP, with options": (
+        ETHER / ip(options=nops(8), len=40 + len(INNER)) / udp() / ERM() / INNER, "malformed"),
+    "UDP length 65535": (ETHER / ip() / udp(len=65535) / ERM() / INNER, "malformed"),
+    "IP total length 0": (ETHER / ip(len=0) / udp() / ERM() / INNER, "malformed"),
+    "IP total length below the header": (ETHER / ip(len=19) / udp() / ERM() / INNER, "malformed"),
+    "IP longer than the frame": (ETHER / ip(len=41 + len(INNER)) / udp() / ERM() / INNER, "truncated"),
+    "IP total length 65535": (ETHER / ip(len=65535) / udp() / ERM() / INNER, "truncated"),
+    "all zero": (Raw(bytes(60)), "not_erm"),
+    "all ones": (Raw(b"\xff" * 60), "not_erm"),
+})
+def test_left_alone(program, sent, verdict):
+    check(program(), sent, verdict)
+
+
+@table("sent, verdict", {
+    "version before protocol": (ETHER / ip(version=5) / TCP(), "malformed"),
+    "protocol before fragment": (ETHER / ip(flags="MF", proto=6) / Raw(b"\1" * 50), "not_erm"),
+    "fragment before length": (ETHER / ip(frag=1, proto=17), "fragment"),
+    "length before port": (Raw(bytes(ETHER / ip() / udp(dport=53))[:-1]), "truncated"),
+    "port before UDP length": (ETHER / ip() / udp(dport=53, len=7) / INNER, "not_erm"),
+    "UDP length before frame length": (ETHER / ip(len=1000) / udp(len=7), "malformed"),
+    "frame length before ERM header": (ETHER / ip() / udp(), "truncated"),
+})
+def test_the_order_of_the_rules(program, sent, verdict):
+    check(program(), sent, verdict)
+
+
+MANY_LAYERS = bytes(ETHER / Dot1AD(vlan=1) / Dot1Q(vlan=2) / ip(options=nops(40)) / udp() / ERM() / INNER)
+
+
+@pytest.mark.parametrize("length", range(14, len(MANY_LAYERS)))
+def test_every_cut(program, length):
+    check(program(), MANY_LAYERS[:length], "truncated")
+
+
+def test_no_cut(program):
+    check_left(program(), MANY_LAYERS, LEFT)
+
+
+@pytest.mark.parametrize("length", range(26))
+def test_datagram_too_short_for_a_frame(program, length):
+    """The 12 bytes and an Ethernet header are needed. The padding behind must not be taken for them."""
+    payload = bytes(ERM() / INNER)[:length]
+    check(program(), ETHER / ip() / udp() / payload, "truncated")
+    check(program(), ETHER / ip() / udp() / payload / Padding(bytes(100)), "truncated")
+
+
+def test_shortest_datagram_with_a_frame(program):
+    header = bytes(MACS / ARP(psrc="10.0.0.1"))[:14]
+    check_left(program(STRIP), wrap(header), header)
+
+
+# ERM in ERM
+
+def nest(*vlans: int, inner: Packet = INNER) -> Packet:
+    """ERM in ERM, with the VLAN of each level from the outside in."""
+    for vlan in reversed(vlans):
+        inner = wrap(inner, vlan=vlan)
+    return inner
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_nested(program, depth, levels):
+    vlans = (11, 12, 13, 14)[:levels]
+    peeled = min(depth, levels)
+    inner = nest(*vlans[peeled:])
+    notes = ["nested"] if peeled > 1 else []
+    check_left(program(InterfaceConfig(depth=depth, vlan="strip")), nest(*vlans), inner, notes)
+    # The tag is what the last header that was peeled says.
+    tagged = bytes(inner)[:12] + struct.pack("!HH", 0x8100, vlans[peeled - 1]) + bytes(inner)[12:]
+    check_left(program(InterfaceConfig(depth=depth)), nest(*vlans), tagged, notes)
+
+
+@table("inner", {
+    "802.1Q": (ETHER / Dot1Q(vlan=1) / ip() / udp() / ERM() / INNER,),
+    "QinQ": (ETHER / Dot1AD(vlan=1) / Dot1Q(vlan=2) / ip() / udp() / ERM() / INNER,),
+    "IP options": (ETHER / ip(options=nops(40)) / udp() / ERM() / INNER,),
+    "padding": (Raw(bytes(wrap(INNER) / Padding(b"\1" * 20))),),
+    "UDP shorter than IP": (ETHER / ip() / udp(len=20 + len(INNER)) / ERM() / (bytes(INNER) + b"past the end"),),
+})
+def test_nested_wrapping(program, inner):
+    check_left(program(), wrap(inner, vlan=4000), LEFT, ["nested"])
+    check_left(program(), wrap(wrap(inner)) / Padding(b"\2" * 5), LEFT, ["nested"])
+
+
+@table("inner, notes", {
+    "TCP": (ETHER / ip() / TCP(dport=7932), []),
+    "another port": (ETHER / ip() / udp(dport=53) / ERM() / INNER, []),
+    "three tags": (ETHER / Dot1Q() / Dot1Q() / Dot1Q() / ip() / udp() / ERM() / INNER, []),
+    "fragment": (ETHER / ip(flags="MF") / udp() / ERM() / INNER, []),
+    "last fragment": (ETHER / ip(frag=1) / udp() / ERM() / INNER, []),
+    "IP version": (ETHER / ip(version=6) / udp() / ERM() / INNER, []),
+    "IHL 4": (ETHER / ip(ihl=4) / udp() / ERM() / INNER, []),
+    "UDP length 7": (ETHER / ip() / udp(len=7) / ERM() / INNER, []),
+    "UDP longer than IP": (ETHER / ip() / udp(len=21 + len(INNER)) / ERM() / INNER, []),
+    "IP longer than the frame": (ETHER / ip(len=41 + len(INNER)) / udp() / ERM() / INNER, ["inner_truncated"]),
+    "no ERM header": (ETHER / ip() / udp(), []),
+    "no frame in it": (ETHER / ip() / udp() / ERM(), []),
+})
+def test_peeling_stops_at_what_is_no_datagram(program, inner, notes):
+    check_left(program(STRIP), wrap(inner), inner, notes)
+    check_left(program(STRIP), wrap(wrap(inner)), inner, ["nested", *notes])
+
+
+@pytest.mark.parametrize("length", range(14, len(MANY_LAYERS)))
+def test_every_cut_of_a_nested_datagram(program, length):
+    """What follows in the packet, behind the outer datagram's end, must not be taken for the nested one's rest."""
+    inner = MANY_LAYERS[:length]
+    notes = ["inner_truncated"] if length >= 22 else []  # below that the EtherType behind the tags is missing
+    check_left(program(STRIP), wrap(inner), inner, notes)
+    check_left(program(STRIP), wrap(inner) / Padding(MANY_LAYERS[length:]), inner, notes)
+
+
+def test_ports_are_those_of_every_level(program):
+    config = InterfaceConfig(vlan="strip", port=(7932, 9999))
+    nested = ETHER / ip() / udp(dport=9999) / ERM() / wrap(INNER)
+    check_left(program(config), nested, INNER, ["nested"])
+    check_left(program(config), wrap(ETHER / ip() / udp(dport=9999) / ERM() / INNER), INNER, ["nested"])
+
+
+# The VLAN
+
+PCP_OF_RAW_PRIORITY = {0: 1, 1: 2, 2: 0, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7}
+
+
+@pytest.mark.parametrize("mode", shared.VLAN_MODES)
+@pytest.mark.parametrize("vlan", [0, 1, 2011, 4095])
+@pytest.mark.parametrize("is_tagged", [0, 1])
+def test_vlan(program, mode, vlan, is_tagged):
+    for (raw, pcp), cfi in itertools.product(PCP_OF_RAW_PRIORITY.items(), (0, 1)):
+        tagged = vlan != 0 and (mode == "restore" or (mode == "tagged" and is_tagged))
+        left = MACS / Dot1Q(vlan=vlan, prio=pcp, id=cfi) / PING if tagged else INNER
+        sent = wrap(INNER, vlan=vlan, priority=raw, cfi=cfi, is_tagged=is_tagged)
+        check_left(program(InterfaceConfig(vlan=mode)), sent, left)
+
+
+# What is configured: ports, allow lists, sessions
+
+@table("ports, port, verdict", {
+    "default": ((7932,), 7932, "decapsulated"),
+    "below": ((7932,), 7931, "not_erm"),
+    "lowest": ((1, 65535), 1, "decapsulated"),
+    "highest": ((1, 65535), 65535, "decapsulated"),
+    "between": ((1, 65535), 7932, "not_erm"),
+    "zero": ((1, 65535), 0, "not_erm"),
+})
+def test_ports(program, ports, port, verdict):
+    sent = ETHER / ip() / udp(dport=port) / ERM() / INNER
+    left = INNER if verdict == "decapsulated" else None
+    check(program(InterfaceConfig(port=ports, vlan="strip")), sent, verdict, left)
+
+
+PREFIXES = InterfaceConfig(vlan="strip", sources=("198.51.100.0/25", "198.51.100.200/32", "203.0.113.128/31"))
+
+
+@table("source, verdict", {
+    "first of a prefix": ("198.51.100.0", "decapsulated"),
+    "last of a prefix": ("198.51.100.127", "decapsulated"),
+    "one past it": ("198.51.100.128", "foreign_source"),
+    "one before it": ("198.51.99.255", "foreign_source"),
+    "the /32": ("198.51.100.200", "decapsulated"),
+    "beside the /32": ("198.51.100.201", "foreign_source"),
+    "in the /31": ("203.0.113.129", "decapsulated"),
+    "beside the /31": ("203.0.113.130", "foreign_source"),
+    "a prefix's bytes swapped": ("0.100.51.198", "foreign_source"),
+})
+def test_sources(program, source, verdict):
+    left = INNER if verdict == "decapsulated" else None
+    check(program(PREFIXES), ETHER / ip(src=source) / udp() / ERM() / INNER, verdict, left, session=Session(source, 5))
+
+
+@pytest.mark.parametrize("source", ["0.0.0.0", "127.0.0.1", "198.51.100.1", "255.255.255.255"])
+def test_source_0_0_0_0_0_is_any(program, source):
+    config = InterfaceConfig(vlan="strip", sources=("0.0.0.0/0",))
+    check_left(program(config), ETHER / ip(src=source) / udp() / ERM() / INNER, INNER, session=Session(source, 5))
+
+
+@table("target, verdict", {
+    "on the list": ("192.0.2.1", "decapsulated"),
+    "the other on the list": ("192.0.2.200", "decapsulated"),
+    "between": ("192.0.2.2", "foreign_target"),
+    "broadcast": ("255.255.255.255", "foreign_target"),
+})
+def test_targets(program, target, verdict):
+    config = InterfaceConfig(vlan="strip", targets=("192.0.2.1", "192.0.2.200"))
+    left = INNER if verdict == "decapsulated" else None
+    check(program(config), ETHER / ip(dst=target) / udp() / ERM() / INNER, verdict, left)
+
+
+@table("sent, verdict", {
+    "neither": (ETHER / ip(src="10.9.9.9", dst="10.9.9.9") / udp() / ERM() / INNER, "foreign_source"),
+    "source only": (ETHER / ip(dst="10.9.9.9") / udp() / ERM() / INNER, "foreign_target"),
+    "target only": (ETHER / ip(src="10.9.9.9") / udp() / ERM() / INNER, "foreign_source"),
+    "both": (wrap(INNER), "decapsulated"),
+    "port before source": (ETHER / ip(src="10.9.9.9") / udp(dport=53) / ERM() / INNER, "not_erm"),
+    "source before UDP length": (ETHER / ip(src="10.9.9.9") / udp(len=7) / ERM() / INNER, "foreign_source"),
+    "target before UDP length": (ETHER / ip(dst="10.9.9.9") / udp(len=7) / ERM() / INNER, "foreign_target"),
+})
+def test_sources_and_targets(program, sent, verdict):
+    config = InterfaceConfig(vlan="strip", sources=(f"{SWITCH}/32",), targets=(SENSOR,))
+    check(program(config), sent, verdict, INNER if verdict == "decapsulated" else None)
+
+
+def test_allow_lists_are_for_the_outermost_level(program):
+    config = InterfaceConfig(vlan="strip", sources=(f"{SWITCH}/32",), targets=(SENSOR,))
+    foreign = ETHER / ip(src="10.9.9.9", dst="10.9.9.9") / udp() / ERM() / INNER
+    check_left(program(config), wrap(foreign), INNER, ["nested"])
+    check(program(config), foreign, "foreign_source")
+
+
+def test_a_session_is_the_outermost_address_and_source_port(program):
+    for session in (Session("198.51.100.1", 1), Session("198.51.100.1", 65535), Session("255.255.255.255", 0)):
+        outer = ETHER / ip(src=session.source) / udp(sport=session.source_port) / ERM()
+        check_left(program(STRIP), outer / INNER, INNER, session=session)
+        check_left(program(STRIP), outer / wrap(INNER), INNER, ["nested"], session=session)
+
+
+def test_last_seen(program):
+    before = time.monotonic_ns()
+    program().run(bytes(wrap(INNER)))
+    assert before < program().last_seen()[SESSION] < time.monotonic_ns()
+
+
+def test_without_sessions(program):
+    config = InterfaceConfig(vlan="strip", sessions=False)
+    outcome = program(config).run(bytes(wrap(INNER)))
+    assert (outcome.frame, list(outcome.counters)) == (bytes(INNER), ["decapsulated"])
+    assert list(program(config).maps) == ["counters"]
+
+
+@pytest.mark.parametrize("sources_between", [15, 63, 255])
+def test_a_flood_of_sources_does_not_push_out_a_busy_session(xdp, sources_between):
+    """The kernel's LRU keeps what came again since it last looked. A session as rare as 1 packet in 1024 would go."""
+    busy, rounds = bytes(wrap(INNER)), 100
+    spoofed = itertools.count(0x0A000000)
+    with Program(STRIP) as program:
+        for _ in range(rounds):
+            bpf.test_run(program.fd, busy)
+            for address in itertools.islice(spoofed, sources_between):
+                bpf.test_run(program.fd, busy[:26] + struct.pack("!I", address) + busy[30:])
+        sessions = program.sessions()
+        decapsulated = program.counters()["decapsulated"].packets
+    assert decapsulated == rounds * (1 + sources_between)
+    assert sessions[SESSION] == Counted(rounds, rounds * len(busy))
+    assert shared.ERM_MAX_SESSIONS // 2 < len(sessions) <= shared.ERM_MAX_SESSIONS
+
+
+# Truncating mirror sessions
+
+IP_28 = IP(src="10.0.0.1", dst="10.0.0.2", len=28, proto=1)
+IPV6_48 = IPv6(src="2001:db8::1", dst="2001:db8::2", plen=8, nh=59)
+
+
+@table("inner, truncated", {
+    "IPv4 whole": (MACS / IP_28 / Raw(bytes(8)), False),
+    "IPv4 and padding": (MACS / IP_28 / Raw(bytes(26)), False),
+    "IPv4, a byte missing": (MACS / IP_28 / Raw(bytes(7)), True),
+    "IPv4, only its header": (MACS / IP_28, True),
+    "IPv4, a part of its header": (Raw(bytes(MACS / IP_28)[:33]), True),
+    "IPv4, nothing of it": (Raw(bytes(MACS / IP_28)[:14]), True),
+    "IPv4, total length 65535": (MACS / IP(len=65535) / Raw(bytes(8)), True),
+    "IPv4, total length 0": (MACS / IP(len=0) / Raw(bytes(8)), False),
+    "IPv6 whole": (MACS / IPV6_48 / Raw(bytes(8)), False),
+    "IPv6 and padding": (MACS / IPV6_48 / Raw(bytes(9)), False),
+    "IPv6, a byte missing": (MACS / IPV6_48 / Raw(bytes(7)), True),
+    "IPv6, only its header": (MACS / IPV6_48, True),
+    "IPv6, a part of its header": (Raw(bytes(MACS / IPV6_48)[:53]), True),
+    "IPv6, nothing of it": (Raw(bytes(MACS / IPV6_48)[:14]), True),
+    "tag, IPv4 whole": (MACS / Dot1Q() / IP_28 / Raw(bytes(8)), False),
+    "tag, IPv4, a byte missing": (MACS / Dot1Q() / IP_28 / Raw(bytes(7)), True),
+    "tag, IPv6, a byte missing": (MACS / Dot1AD() / IPV6_48 / Raw(bytes(7)), True),
+    "two tags, IPv4, a byte missing": (MACS / Dot1AD() / Dot1Q() / IP_28 / Raw(bytes(7)), True),
+    "three tags, IPv4, a byte missing": (MACS / Dot1Q() / Dot1Q() / Dot1Q() / IP_28 / Raw(bytes(7)), False),
+    "a part of the tag": (Raw(bytes(MACS / Dot1Q() / IP_28)[:17]), False),
+    "ARP, a byte missing": (Raw(bytes(MACS / ARP(psrc="10.0.0.1"))[:-1]), False),
+})
+def test_inner_truncated(program, inner, truncated):
+    notes = ["inner_truncated"] if truncated else []
+    check_left(program(STRIP), wrap(inner), inner, notes)
+    # Neither what follows the datagram nor the tag that is inserted makes up for missing bytes.
+    check_left(program(STRIP), wrap(inner) / Padding(bytes(100)), inner, notes)
+    tagged = bytes(inner)[:12] + bytes.fromhex("8100 000a") + bytes(inner)[12:]
+    check_left(program(), wrap(inner), tagged, notes)
+
+
+# Helpers of the kernel that refuse: -22 is EINVAL
+
+NO_ADJUST_HEAD = "-Dbpf_xdp_adjust_head(ctx, n)=(-22)"
+NO_ADJUST_TAIL = "-Dbpf_xdp_adjust_tail(ctx, n)=(-22)"
+
+
+@pytest.mark.parametrize("config", [InterfaceConfig(), STRIP], ids=["restore", "strip"])
+def test_failed_helpers_leave_the_packet_as_it_was(program, config):
+    for sent in (wrap(INNER), wrap(wrap(INNER)), wrap(INNER) / Padding(bytes(5))):
+        check(program(config, NO_ADJUST_HEAD), sent, "failed")
+    for sent in (wrap(INNER) / Padding(bytes(5)), wrap(wrap(INNER)) / Padding(bytes(5))):
+        check(program(config, NO_ADJUST_TAIL), sent, "failed")
+    check(program(config, NO_ADJUST_TAIL), wrap(INNER), "decapsulated", LEFT if config == InterfaceConfig() else INNER)
