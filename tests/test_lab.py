@@ -9,6 +9,7 @@ import itertools
 import operator
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import struct
@@ -38,6 +39,8 @@ LAB = [sys.executable, "-m", "xdp_erm_py", "lab"]
 TIMEOUT = 120  # seconds
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")
+needs_zeek = pytest.mark.skipif(not (shutil.which("zeek") or shutil.which("zeek", path="/opt/zeek/bin")),
+                                reason="no Zeek on PATH or in /opt/zeek")
 needs_capture = pytest.mark.skipif(not CAPTURE.exists(), reason=f"no real capture at {CAPTURE}")
 
 
@@ -317,13 +320,33 @@ def test_a_program_that_does_nothing_is_noticed(monkeypatch, capsys):
     zero = {name: {"packets": 0, "bytes": 0} for name in COUNTERS}
     monkeypatch.setattr(lab.attachment, "attach", lambda name, config: [])
     monkeypatch.setattr(lab.stats, "snapshot", lambda name: [{"counters": zero}])
-    assert lab.run(argparse.Namespace(pcap=None, workers=4, flows=100, packets=100)) == 1
+    assert lab.run(argparse.Namespace(pcap=None, workers=4, flows=100, packets=100, zeek=False)) == 1
     assert capsys.readouterr().err.splitlines() == [
         "xdp-erm lab: with xdp-erm, 100 of 100 packets did not arrive as they should",
         "xdp-erm lab: with xdp-erm, 100 frames arrived that should not: altered, or more than once",
         "xdp-erm lab: xdp-erm counted 0 packets, 100 were sent",
         "xdp-erm lab: xdp-erm counted 0 packets as decapsulated, 100 should be",
     ]
+
+
+@needs_root
+@needs_zeek
+def test_run_with_zeek():
+    done = run_lab("--zeek", "--flows", "500", "--packets", "3000")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = table(done.stdout)
+    assert rows["arrived"] == ["3000 packets", "3000 packets"]
+    assert rows["flows"] == ["4, 0 split", "500, 0 split"]
+    packets = [int(rows[f"worker {number}"][1].split()[-2]) for number in range(1, 5)]
+    assert sum(packets) == 3000
+    assert all(450 <= count <= 1050 for count in packets), packets
+    assert "byte-identical" not in rows
+
+
+def test_flows_that_zeek_does_not_log_are_noticed():
+    result = lab.Result([1], sent=1, mirrored=1, unlogged_flows=1)
+    counters = {name: {"packets": 1 if name == "decapsulated" else 0, "bytes": 0} for name in COUNTERS}
+    assert lab.find_faults(result, result, counters) == ["with xdp-erm, 1 mirrored flows are in no conn.log"]
 
 
 def test_split_flows_are_noticed():

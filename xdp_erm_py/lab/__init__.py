@@ -26,6 +26,7 @@ from .capture import captured
 from .fanout import FanoutWorkers, Result
 from .report import print_report
 from .traffic import Packet, synthetic
+from .zeek import ZeekWorkers
 
 FLOWS, PACKETS = 2000, 100_000
 
@@ -37,12 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pcap", type=Path, metavar="FILE", help="replay this capture instead of synthetic traffic")
     parser.add_argument("--workers", type=_positive, default=4, metavar="N", help="fanout members (default 4)")
     parser.add_argument("--flows", type=_positive, metavar="N", help=f"synthetic flows (default {FLOWS})")
+    parser.add_argument("--zeek", action="store_true", help="real Zeek workers instead of counting ones")
     parser.add_argument("--packets", type=_positive, metavar="N", help=f"packets of all flows (default {PACKETS})")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the lab; return 0 if every claim held, 1 if not."""
-    without, with_xdp_erm, counters = _both_runs(_traffic(args), args.workers)
+    without, with_xdp_erm, counters = _both_runs(_traffic(args), args.workers, args.zeek)
     print_report(without, with_xdp_erm, counters)
     faults = find_faults(without, with_xdp_erm, counters)
     for fault in faults:
@@ -58,6 +60,8 @@ def find_faults(without: Result, with_xdp_erm: Result, counters: dict[str, dict[
             faults.append(f"{name}, {result.missing} of {result.sent} packets did not arrive as they should")
         if result.unexpected:
             faults.append(f"{name}, {result.unexpected} frames arrived that should not: altered, or more than once")
+    if with_xdp_erm.unlogged_flows:
+        faults.append(f"with xdp-erm, {with_xdp_erm.unlogged_flows} mirrored flows are in no conn.log")
     if with_xdp_erm.split_flows:
         faults.append(f"with xdp-erm, {with_xdp_erm.split_flows} flows were split over workers")
     verdicts = sum(counters[verdict]["packets"] for verdict in VERDICTS)
@@ -79,17 +83,22 @@ def _traffic(args: argparse.Namespace) -> Callable[[], Iterator[Packet]]:
 
 
 def _both_runs(
-    traffic: Callable[[], Iterator[Packet]], worker_count: int
+    traffic: Callable[[], Iterator[Packet]], worker_count: int, zeek: bool
 ) -> tuple[Result, Result, dict[str, dict[str, int]]]:
+    def workers_expecting(frame: str) -> FanoutWorkers | ZeekWorkers:
+        if zeek:
+            return ZeekWorkers(cable, worker_count)
+        return FanoutWorkers(cable, worker_count, operator.attrgetter(frame))
+
     with _cable() as cable:
-        with FanoutWorkers(cable, worker_count, operator.attrgetter("sent")) as workers:
+        with workers_expecting("sent") as workers:
             mirror(cable, traffic(), workers)
             without = workers.finish()
         with cable.sensor.entered():
             for line in attachment.attach(SENSOR_INTERFACE, InterfaceConfig()):
                 print(line)
         cable.wait_for_carrier()
-        with FanoutWorkers(cable, worker_count, operator.attrgetter("mirrored")) as workers:
+        with workers_expecting("mirrored") as workers:
             mirror(cable, traffic(), workers)
             with_xdp_erm = workers.finish()
         with cable.sensor.entered():
@@ -97,7 +106,7 @@ def _both_runs(
     return without, with_xdp_erm, counters
 
 
-def mirror(cable: Cable, traffic: Iterable[Packet], workers: FanoutWorkers) -> None:
+def mirror(cable: Cable, traffic: Iterable[Packet], workers: FanoutWorkers | ZeekWorkers) -> None:
     """Send the traffic at the pace at which the workers take it, to its end or until nothing arrives any more."""
     packets = iter(traffic)
     while window := list(itertools.islice(packets, WINDOW)):

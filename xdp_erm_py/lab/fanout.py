@@ -62,8 +62,8 @@ class Result:
     sent: int = 0
     mirrored: int = 0
     """ERM packets among those sent."""
-    identical: int = 0
-    """ERM packets that arrived as exactly the frame the switch mirrored."""
+    identical: int | None = 0
+    """ERM packets that arrived as exactly the frame the switch mirrored; None: the workers do not compare."""
     missing: int = 0
     """Packets that did not arrive as they should."""
     unexpected: int = 0
@@ -71,6 +71,8 @@ class Result:
     dropped: int = 0
     """Frames the kernel dropped because a worker's receive buffer was full."""
     workers_by_flow: dict[FlowKey, set[int]] = dataclasses.field(default_factory=dict)
+    unlogged_flows: int = 0
+    """Mirrored flows that are in no worker's conn.log, where workers have one."""
 
     @property
     def split_flows(self) -> int:
@@ -89,6 +91,7 @@ class FanoutWorkers:
     def __init__(self, cable: Cable, count: int, expected: Callable[[Packet], bytes]) -> None:
         self.result = Result([0] * count)
         self._expected = expected
+        self._identical = 0
         self._outstanding: dict[bytes, list[Packet]] = collections.defaultdict(list)
         self._poll = select.poll()
         with contextlib.ExitStack() as stack:
@@ -121,6 +124,7 @@ class FanoutWorkers:
         deadline = time.monotonic() + SILENCE_TIMEOUT
         while self._receive(SURPLUS_TIMEOUT) and time.monotonic() < deadline:
             pass
+        self.result.identical = self._identical
         self.result.missing = sum(len(packets) for packets in self._outstanding.values())
         for _, member in self._sockets.values():
             _, dropped = struct.unpack("=II", member.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
@@ -148,7 +152,7 @@ class FanoutWorkers:
         packet = packets.pop()
         if not packets:
             del self._outstanding[frame]
-        self.result.identical += packet.sent != packet.mirrored and frame == packet.mirrored
+        self._identical += packet.sent != packet.mirrored and frame == packet.mirrored
         flow = flow_key(packet.mirrored)
         if flow:
             self.result.workers_by_flow.setdefault(flow, set()).add(worker)

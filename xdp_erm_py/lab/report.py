@@ -38,7 +38,8 @@ def _rows(*runs: Result) -> list[Row]:
         *(Row(f"worker {number + 1}", *(_worker(run, number) for run in runs)) for number in workers),
         Row("sent", *(f"{run.sent} packets" for run in runs)),
         Row("arrived", *(f"{run.sent - run.missing} packets" for run in runs)),
-        Row("byte-identical", *(f"{run.identical} of {run.mirrored} mirrored" for run in runs)),
+        *([] if runs[0].identical is None else
+          [Row("byte-identical", *(f"{run.identical} of {run.mirrored} mirrored" for run in runs))]),
         Row("socket drops", *(f"{run.dropped} packets" for run in runs)),
         Row("flows", *(f"{len(run.workers_by_flow)}, {run.split_flows} split" for run in runs)),
     ]
