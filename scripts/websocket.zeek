@@ -30,7 +30,14 @@ function serves_this_host(): bool
 	return T;
 	}
 
-event zeek_init() &priority=-20
+event listen()
+	{
+	if ( ! Cluster::listen_websocket([$listen_addr=127.0.0.1, $listen_port=websocket_port]) )
+		Reporter::warning(fmt("XDP_ERM: xdp_erm.log lacks this host, because 127.0.0.1:%d is taken: free the port, or redef XDP_ERM::websocket_port and start \"xdp-erm publish\" with the same --websocket",
+		                      port_to_count(websocket_port)));
+	}
+
+event zeek_init()
 	{
 	# Reading a trace is no reason to take the port away from a sensor on the same host.
 	if ( ! websocket_listen || reading_traces() || getenv("ZEEKCTL_CHECK_CONFIG") != "" || ! serves_this_host() )
@@ -39,12 +46,11 @@ event zeek_init() &priority=-20
 @if ( Version::at_least("8.1.0") )
 	if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
 		{
-		Reporter::warning("XDP_ERM: xdp_erm.log stays empty, because this Zeek has no cluster backend: add \"@load frameworks/cluster/websocket/server\" to local.zeek and give xdp-erm publish that server's address with --websocket");
+		Reporter::warning("XDP_ERM: xdp_erm.log stays empty, because this Zeek has no cluster backend: add \"@load frameworks/cluster/websocket/server\" to local.zeek and start \"xdp-erm publish\" with --websocket and that server's address");
 		return;
 		}
 @endif
 
-	if ( ! Cluster::listen_websocket([$listen_addr=127.0.0.1, $listen_port=websocket_port]) )
-		Reporter::warning(fmt("XDP_ERM: cannot listen for xdp-erm publish on 127.0.0.1:%s; xdp_erm.log lacks this host unless that is another Zeek of yours: free the port, or redef XDP_ERM::websocket_port and start the publisher with the same --websocket",
-		                      port_to_count(websocket_port)));
+	# Not now: a port that is taken is an error, and an error before zeek_init is over ends Zeek.
+	schedule 0sec { listen() };
 	}

@@ -1,0 +1,45 @@
+# @TEST-DOC: A busy session that stops, and then the publisher itself, are noticed; a session that never was busy is not.
+#
+# @TEST-EXEC: zeek $XDP_ERM %INPUT
+# @TEST-EXEC: zeek-cut note msg src < notice.log > notices
+# @TEST-EXEC: btest-diff notices
+
+redef exit_only_after_terminate = T;
+redef table_expire_interval = 100msec;
+redef XDP_ERM::websocket_listen = F;
+redef XDP_ERM::session_silence = 1sec;
+redef XDP_ERM::publisher_silence = 2sec;
+
+const nothing = XDP_ERM::Counter($packets=0, $bytes=0);
+
+global number = 0;
+
+event reading()
+	{
+	++number;
+	local sessions: vector of XDP_ERM::Session;
+	if ( number == 1 )
+		{
+		sessions += XDP_ERM::Session($source=198.51.100.1, $source_port=5/udp, $packets=100, $bytes=100, $last_seen=current_time());
+		sessions += XDP_ERM::Session($source=198.51.100.2, $source_port=5/udp, $packets=99, $bytes=100, $last_seen=current_time());
+		}
+	hook XDP_ERM::reported(XDP_ERM::Report($version=1, $sequence=number, $ts=current_time(), $host="sensor",
+	    $interface="eth7", $mode="native", $attached_at=double_to_time(0.0), $ts_delta=10sec, $sessions=sessions,
+	    $counters=XDP_ERM::Counters($decapsulated=nothing, $not_erm=nothing, $fragment=nothing, $truncated=nothing,
+	    $malformed=nothing, $foreign_source=nothing, $foreign_target=nothing, $failed=nothing, $nested=nothing,
+	    $inner_truncated=nothing)));
+
+	if ( number < 10 )
+		schedule 250msec { reading() };
+	}
+
+event finish()
+	{
+	terminate();
+	}
+
+event zeek_init()
+	{
+	event reading();
+	schedule 7sec { finish() };
+	}
