@@ -1,0 +1,254 @@
+"""The configuration: what takes precedence, and that each mistake is told with file, line and value."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from xdp_erm_py import config
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.errors import UsageError
+
+COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm"), "config"]
+TIMEOUT = 60  # seconds
+
+DEFAULT = InterfaceConfig()
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """A configuration file to write, in the current directory, so that messages name it as it is here."""
+    monkeypatch.chdir(tmp_path)
+    return Path("erm.yaml")
+
+
+def problem_of(file: Path, text: str) -> str:
+    file.write_text(text)
+    with pytest.raises(UsageError) as raised:
+        config.load(file)
+    return str(raised.value)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+# Precedence
+
+def test_built_in_defaults():
+    assert DEFAULT.as_dict() == {
+        "port": [7932], "vlan": "restore", "depth": 3, "mode": "auto", "sources": [], "targets": [], "sessions": True,
+        "set_mtu": False}
+
+
+def test_every_key(file):
+    file.write_text("""
+interfaces:
+  eth1:
+    port: [7933, 7932, 7933]
+    vlan: tagged
+    depth: 2
+    mode: generic
+    sources: [192.0.2.0/24, 10.0.0.1, 10.0.0.0/8]
+    targets: [192.0.2.9, 192.0.2.10, 192.0.2.9]
+    sessions: false
+    set_mtu: true
+""")
+    # Lists are in order and without duplicates, so that what means the same is the same.
+    assert config.load(file).interfaces == {"eth1": InterfaceConfig(
+        port=(7932, 7933), vlan="tagged", depth=2, mode="generic",
+        sources=("10.0.0.0/8", "10.0.0.1/32", "192.0.2.0/24"), targets=("192.0.2.9", "192.0.2.10"),
+        sessions=False, set_mtu=True)}
+
+
+def test_a_single_value_stands_for_a_list_of_it(file):
+    file.write_text("defaults: {port: 53, sources: 10.0.0.0/8, targets: 192.0.2.1}")
+    expected = InterfaceConfig(port=(53,), sources=("10.0.0.0/8",), targets=("192.0.2.1",))
+    assert config.load(file).defaults == expected
+
+
+def test_interface_over_defaults_over_built_in(file):
+    file.write_text("""
+defaults: {vlan: strip, depth: 1}
+interfaces:
+  eth1: {depth: 2}
+  eth2:
+""")
+    configuration = config.load(file)
+    assert configuration.of("eth1", {}) == InterfaceConfig(vlan="strip", depth=2)
+    assert configuration.of("eth2", {}) == InterfaceConfig(vlan="strip", depth=1)
+    assert configuration.of("eth3", {}) == InterfaceConfig(vlan="strip", depth=1)
+    assert configuration.of("eth1", {"vlan": "tagged"}) == InterfaceConfig(vlan="tagged", depth=2)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "defaults:\n", "interfaces:\n", "defaults: {}\ninterfaces: {}\n"])
+def test_empty_files(file, text):
+    file.write_text(text)
+    assert config.load(file) == config.Configuration({}, DEFAULT)
+
+
+def test_the_default_file_may_be_missing(file, monkeypatch):
+    monkeypatch.setattr(config, "DEFAULT_PATH", file)
+    assert config.load() == config.Configuration({}, DEFAULT)
+    file.write_text("defaults: {depth: 1}")
+    assert config.load().defaults.depth == 1
+
+
+# Mistakes
+
+MISTAKES = {
+    "vlan: keep": "vlan: 'keep' is none of restore, tagged, strip",
+    "vlan: true": "vlan: True is none of restore, tagged, strip",
+    "vlan: [strip]": "vlan: ['strip'] is none of restore, tagged, strip",
+    "mode: offload": "mode: 'offload' is none of auto, native, generic",
+    "mode:": "mode: None is none of auto, native, generic",
+    "depth: 0": "depth: 0 is not a depth (1 to 3)",
+    "depth: 4": "depth: 4 is not a depth (1 to 3)",
+    "depth: 1.0": "depth: 1.0 is not a depth (1 to 3)",
+    "depth: true": "depth: True is not a depth (1 to 3)",
+    "depth: '2'": "depth: '2' is not a depth (1 to 3)",
+    "port: 0": "port: 0 is not a UDP port (1 to 65535)",
+    "port: 65536": "port: 65536 is not a UDP port (1 to 65535)",
+    "port: -1": "port: -1 is not a UDP port (1 to 65535)",
+    "port: '7932'": "port: '7932' is not a UDP port (1 to 65535)",
+    "port: [7932, true]": "port: True is not a UDP port (1 to 65535)",
+    "port: {7932: 1}": "port: {7932: 1} is not a UDP port (1 to 65535)",
+    "port: []": "port: no port given",
+    "port:": "port: None is not a UDP port (1 to 65535)",
+    "sources: here":
+        "sources: 'here' is not an IPv4 prefix like 192.0.2.0/24: Expected 4 octets in 'here'",
+    "sources: [10.0.0.0/33]":
+        "sources: '10.0.0.0/33' is not an IPv4 prefix like 192.0.2.0/24: '33' is not a valid netmask",
+    "sources: 10.0.0.1/8":
+        "sources: '10.0.0.1/8' is not an IPv4 prefix like 192.0.2.0/24: 10.0.0.1/8 has host bits set",
+    "sources: 2001:db8::/32":
+        "sources: '2001:db8::/32' is not an IPv4 prefix like 192.0.2.0/24: Expected 4 octets in '2001:db8::'",
+    "sources: [10]": "sources: 10 is not an IPv4 prefix like 192.0.2.0/24",
+    "targets: 10.0.0.0/8": "targets: '10.0.0.0/8' is not an IPv4 address like 192.0.2.7",
+    "targets: [192.0.2.1, 7]": "targets: 7 is not an IPv4 address like 192.0.2.7",
+    "targets: '::1'": "targets: '::1' is not an IPv4 address like 192.0.2.7",
+    "sessions: 1": "sessions: 1 is neither true nor false",
+    "sessions: 'no'": "sessions: 'no' is neither true nor false",
+    "set_mtu: 1554": "set_mtu: 1554 is neither true nor false",
+    "ports: 7932": "unknown key 'ports' (known: port, vlan, depth, mode, sources, targets, sessions, set_mtu)",
+    "2: 3": "unknown key 2 (known: port, vlan, depth, mode, sources, targets, sessions, set_mtu)",
+}
+
+
+@pytest.mark.parametrize("setting", MISTAKES)
+@pytest.mark.parametrize("section", ["defaults:\n", "interfaces:\n eth1:\n"])
+def test_mistaken_settings(file, section, setting):
+    text = f"# configuration\n{section}  {setting}\n"
+    assert problem_of(file, text) == f"erm.yaml:{text.count(chr(10))}: {MISTAKES[setting]}"
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("defaults:\ninterface:\n", ":2: unknown key 'interface' (known: defaults, interfaces)"),
+    ("defaults:\n  depth: 1\n  vlan: strip\n  depth: 1\n", ":4: 'depth' stands twice, first in line 2"),
+    ("interfaces:\n  eth1: {depth: 1}\n  eth2:\n  eth1: {depth: 1}\n", ":4: 'eth1' stands twice, first in line 2"),
+    ("defaults:\ndefaults:\n", ":2: 'defaults' stands twice, first in line 1"),
+    ("- eth1\n", ":1: the configuration must be a mapping, not ['eth1']"),
+    ("eth1", ":1: the configuration must be a mapping, not 'eth1'"),
+    ("interfaces:\n- eth1\n", ":2: interfaces must be a mapping, not ['eth1']"),
+    ("interfaces:\n  eth1: 7932\n", ":2: eth1 must be a mapping, not 7932"),
+    ("defaults: strip\n", ":1: defaults must be a mapping, not 'strip'"),
+    ("interfaces:\n  eth0123456789012:\n", ":2: 'eth0123456789012' is not an interface name"),
+    ("interfaces:\n  a b:\n", ":2: 'a b' is not an interface name"),
+    ("interfaces:\n  ../x:\n", ":2: '../x' is not an interface name"),
+    ("interfaces:\n  7:\n", ":2: 7 is not an interface name"),
+    ("defaults:\n  port: [7932\n", ":3: not YAML: expected ',' or ']', but got '<stream end>'"),
+    ("defaults:\n\tport: 1\n", ":2: not YAML: found character '\\t' that cannot start any token"),
+    ("--- 1\n--- 2\n", ":2: not YAML: but found another document"),
+    ("defaults: {port: *ports}\n", ":1: not YAML: found undefined alias 'ports'"),
+    ("defaults: {\0}\n", ": not YAML: unacceptable character #x0000: special characters are not allowed"),
+    ("defaults:\n  vlan: !!int strip\n", ":2: vlan: invalid literal for int() with base 10: 'strip'"),
+    ("defaults:\n  vlan: !!python/name:os.system\n",
+     ":2: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'"),
+    ("defaults: {vlan: {[1]: 2}}\n", ":1: found unhashable key"),
+    ("defaults: &self {vlan: *self}\n", ":1: found unconstructable recursive node"),
+    ("defaults:\n  ? [vlan]\n  : strip\n", ":2: ['vlan'] is not a key"),
+    ("? {interfaces: 1}\n: eth1\n", ":1: {'interfaces': 1} is not a key"),
+])
+def test_mistaken_files(file, text, problem):
+    assert problem_of(file, text) == f"erm.yaml{problem}"
+
+
+def test_a_file_that_is_not_there(file):
+    with pytest.raises(UsageError) as raised:
+        config.load(file)
+    assert str(raised.value) == "erm.yaml: no such file"
+
+
+def test_a_file_that_is_no_text(file):
+    file.write_bytes(b"defaults: \xff\n")
+    with pytest.raises(UsageError) as raised:
+        config.load(file)
+    assert str(raised.value).startswith("erm.yaml: cannot be read: 'utf-8' codec can't decode byte 0xff in position 10")
+
+
+def test_a_directory(file):
+    file.mkdir()
+    with pytest.raises(UsageError) as raised:
+        config.load(file)
+    assert str(raised.value) == "erm.yaml: cannot be read: [Errno 21] Is a directory: 'erm.yaml'"
+
+
+# xdp-erm config
+
+def test_the_command_prints_what_is_in_effect(file):
+    file.write_text("defaults: {vlan: strip, depth: 1}\ninterfaces: {eth1: {depth: 2, port: [1, 2]}}\n")
+    done = run("--config", str(file), "--port", "7,9", "--port", "8", "--source", "10.0.0.0/8", "--target", "192.0.2.1",
+               "--mode", "native", "--no-sessions", "--set-mtu", "eth1", "eth2")
+    overridden = {"port": [7, 8, 9], "vlan": "strip", "mode": "native", "sources": ["10.0.0.0/8"],
+                  "targets": ["192.0.2.1"], "sessions": False, "set_mtu": True}
+    assert (done.returncode, done.stderr) == (0, "")
+    assert yaml.safe_load(done.stdout) == {"interfaces": {
+        "eth1": {**overridden, "depth": 2}, "eth2": {**overridden, "depth": 1}}}
+
+
+def test_the_command_prints_a_configuration_file(file):
+    file.write_text("interfaces: {eth1: {vlan: tagged, port: [1, 2], sources: 10.0.0.0/8}, eth2: {set_mtu: true}}")
+    printed = run("--config", str(file)).stdout
+    again = Path("again.yaml")
+    again.write_text(printed)
+    assert config.load(again).interfaces == config.load(file).interfaces != {}
+    assert run("--config", str(again)).stdout == printed
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "xdp-erm: no interface: name one, or put it under `interfaces` in erm.yaml"),
+    (["a/b"], "xdp-erm: 'a/b' is not an interface name"),
+    (["eth1", "--depth", "4"], "xdp-erm config: error: argument --depth: 4 is not a depth (1 to 3)"),
+    (["eth1", "--depth", "two"], "xdp-erm config: error: argument --depth: 'two' is not a depth (1 to 3)"),
+    (["eth1", "--vlan", "keep"],
+     "xdp-erm config: error: argument --vlan: 'keep' is none of restore, tagged, strip"),
+    (["eth1", "--port", "1,x"], "xdp-erm config: error: argument --port: 'x' is not a UDP port (1 to 65535)"),
+    (["eth1", "--port", "0"], "xdp-erm config: error: argument --port: 0 is not a UDP port (1 to 65535)"),
+    (["eth1", "--target", "here"],
+     "xdp-erm config: error: argument --target: 'here' is not an IPv4 address like 192.0.2.7"),
+    (["eth1", "--source", "10.0.0.1/8"], "xdp-erm config: error: argument --source: '10.0.0.1/8' is not an IPv4 prefix "
+     "like 192.0.2.0/24: 10.0.0.1/8 has host bits set"),
+])
+def test_mistakes_on_the_command_line(file, arguments, message):
+    file.write_text("")
+    done = run("--config", str(file), *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == message
+
+
+def test_mistakes_in_the_file_end_the_command(file):
+    file.write_text("interfaces:\n  eth1: {depth: 9}\n")
+    done = run("--config", str(file), "eth2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "xdp-erm: erm.yaml:2: depth: 9 is not a depth (1 to 3)\n"
+
+
+def test_as_dict_is_plain_data():
+    plain = InterfaceConfig(sources=("10.0.0.0/8",)).as_dict()
+    assert yaml.safe_load(yaml.safe_dump(plain)) == plain
+    assert list(plain) == [field.name for field in dataclasses.fields(InterfaceConfig)]
