@@ -161,8 +161,13 @@ def load(path: Path | None = None) -> Configuration:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        raise UsageError(f"{where}: not YAML: {_problem(error)}") from None
     return _Reader(file).configuration(root)
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """PyYAML's complaint without the lines it quotes."""
+    return getattr(error, "problem", None) or str(error).splitlines()[0]
 
 
 class _Reader:
@@ -179,7 +184,7 @@ class _Reader:
         try:
             return self._constructor.construct_object(node, deep=True)
         except yaml.YAMLError as error:
-            raise self._error(node, error) from None
+            raise self._error(node, _problem(error)) from None
 
     def _items(self, node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, Any, yaml.Node]]:
         """(key's node, key, value's node) of a mapping; an empty one may be left blank."""
@@ -190,6 +195,8 @@ class _Reader:
         items: list[tuple[yaml.Node, Any, yaml.Node]] = []
         for key_node, value_node in node.value:
             key = self._value(key_node)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self._error(key_node, f"{key!r} is not a key")
             for earlier_node, earlier, _ in items:
                 if earlier == key:
                     raise self._error(key_node, f"{key!r} stands twice, first in line "
