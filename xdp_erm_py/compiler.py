@@ -68,7 +68,7 @@ class Compiled:
             outer = os.environ.get("BCC_KERNEL_SOURCE")
             os.environ["BCC_KERNEL_SOURCE"] = directory
             try:
-                source = (shared.BPF_DIRECTORY / SOURCE).read_text()
+                source = (shared.BPF_DIRECTORY / SOURCE).read_bytes()
                 self._module = bcc.BPF(text=source, cflags=[f"-I{directory}", *flags(config), *options])
             except Exception as error:
                 raise XdpErmError(f"the XDP program does not compile: {error}") from None
