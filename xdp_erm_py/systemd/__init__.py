@@ -1,0 +1,174 @@
+"""xdp-erm systemd: attaches at boot, and whenever the interface comes, and keeps the publisher running.
+
+The units stand beside this file. Settings are those of /etc/xdp-erm.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from .. import config
+from ..errors import UsageError, XdpErmError
+
+UNIT_DIRECTORY = Path("/etc/systemd/system")
+TEMPLATE = "xdp-erm@.service"
+PUBLISHER = "xdp-erm-publish.service"
+UNITS = (TEMPLATE, PUBLISHER)
+
+#: How every unit file of ours begins.
+MARKER = "# Written by `xdp-erm systemd install`"
+
+#: It is there where systemd runs the system, see sd_booted(3).
+_BOOTED = Path("/run/systemd/system")
+_SYSTEMCTL_SECONDS = 300
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    install = actions.add_parser("install", help="write the units and have them started at every boot")
+    install.add_argument("interfaces", nargs="*", metavar="IFACE", help="default: those in the configuration file")
+    install.add_argument("--now", action="store_true", help="start them as well, or bring what runs up to date")
+    install.set_defaults(act=_install)
+    remove = actions.add_parser("remove", help="stop the units, which detaches, and remove them")
+    remove.add_argument("interfaces", nargs="*", metavar="IFACE",
+                        help="only these interfaces' units (default: all, and the publisher's)")
+    remove.set_defaults(act=_remove)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Installs or removes. XdpErmError: not root, no systemd, a unit file of somebody else, or what systemctl says."""
+    if os.geteuid() != 0:
+        raise XdpErmError("xdp-erm needs root to change systemd's units: run it with sudo")
+    if not _BOOTED.is_dir():
+        raise XdpErmError(f"systemd does not run this system (no {_BOOTED}): run `xdp-erm attach` from what starts "
+                          "services here")
+    args.act(args)
+    return 0
+
+
+def _install(args: argparse.Namespace) -> None:
+    configuration = config.load()
+    names = _names(args.interfaces) or list(configuration.interfaces)
+    if not names:
+        raise UsageError(f"no interface: name one, or put it under `interfaces` in {config.DEFAULT_PATH}")
+    texts = {unit: unit_text(unit, _command()) for unit in UNITS}
+    changed = [unit for unit, text in texts.items() if _read_ours(unit) != text]
+    for unit in changed:
+        _write(UNIT_DIRECTORY / unit, texts[unit])
+        print(f"wrote {UNIT_DIRECTORY / unit}")
+    if changed:
+        _systemctl("daemon-reload")
+    units = [_instance(name) for name in names]
+    _systemctl("enable", *units, PUBLISHER)
+    print(f"enabled {', '.join([*units, PUBLISHER])}")
+    absent = [name for name in names if not Path("/sys/class/net", name).exists()]
+    for name in absent:
+        print(f"{name}: there is no such interface now; its unit starts when it appears")
+    if args.now:
+        units = [unit for name, unit in zip(names, units) if name not in absent]
+        _systemctl("reload-or-restart", *units, PUBLISHER)  # starts those that do not run
+        print(f"started {', '.join([*units, PUBLISHER])}")
+
+
+def _remove(args: argparse.Namespace) -> None:
+    ours = [unit for unit in UNITS if _read_ours(unit) is not None]
+    names = _names(args.interfaces)
+    if names and TEMPLATE in ours:
+        for unit in map(_instance, names):
+            _systemctl("disable", "--now", unit)
+            print(f"{unit}: stopped and disabled")
+    elif names or not ours:
+        print("the units are not installed")
+    else:
+        running = [unit.replace("@", "@*") for unit in ours]
+        _systemctl("stop", *running)
+        _systemctl("reset-failed", *running)
+        _systemctl("disable", *ours)  # a template: all its instances
+        for unit in ours:
+            (UNIT_DIRECTORY / unit).unlink()
+            print(f"stopped, disabled and removed {UNIT_DIRECTORY / unit}")
+        _systemctl("daemon-reload")
+
+
+def _names(names: list[str]) -> list[str]:
+    """The interfaces named on the command line, each once. UsageError: no such name is possible."""
+    try:
+        return [config.check_interface_name(name) for name in dict.fromkeys(names)]
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _instance(name: str) -> str:
+    """The unit of an interface: br-lan's is xdp-erm@br\\x2dlan.service."""
+    return _output("systemd-escape", f"--template={TEMPLATE}", "--", name).strip()
+
+
+def _command() -> Path:
+    """The file that runs this very package: the .pyz it is in, or the launcher of the tree it is in."""
+    root = Path(__file__).resolve().parents[2]
+    command = root if root.is_file() else root / "bin" / "xdp-erm"
+    if not os.access(command, os.X_OK):
+        raise XdpErmError(f"{command}: systemd needs to run it, but it is not an executable file")
+    return command
+
+
+def unit_text(unit: str, command: Path) -> str:
+    """A unit file's text. XdpErmError: the command's path would need quoting, which is no good in a unit."""
+    if not re.fullmatch(r"/[\w./+@,:~-]+", str(command)):
+        raise XdpErmError(f"{str(command)!r}: a path with such characters cannot stand in a unit: move xdp-erm")
+    return (resources.files(__package__) / unit).read_text().replace("@XDP_ERM@", str(command))
+
+
+def _read_ours(unit: str) -> str | None:
+    """The installed unit file's text, None: there is none. XdpErmError: it is not ours."""
+    path = UNIT_DIRECTORY / unit
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise XdpErmError(f"{path}: cannot be read: {error}") from None
+    if not text.startswith(MARKER):
+        raise XdpErmError(f"{path}: was not written by xdp-erm and stays as it is: move it away first")
+    return text
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file so that it is there as a whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(text)
+                os.fchmod(file.fileno(), 0o644)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise XdpErmError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _systemctl(*arguments: str) -> None:
+    _output("systemctl", "--quiet", *arguments)
+
+
+def _output(*command: str) -> str:
+    """What a command of systemd's prints. XdpErmError: it fails, with what it said in one line."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SYSTEMCTL_SECONDS, check=False)
+    except FileNotFoundError:
+        raise XdpErmError(f"{command[0]} is not in PATH") from None
+    except subprocess.TimeoutExpired:
+        raise XdpErmError(f"`{' '.join(command)}` did not finish in {_SYSTEMCTL_SECONDS} s: `systemctl list-jobs` "
+                          "says what it waits for") from None
+    if done.returncode != 0:
+        raise XdpErmError(f"`{' '.join(command)}`: {' '.join(done.stderr.split())}")
+    return done.stdout
