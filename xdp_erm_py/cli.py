@@ -91,6 +91,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
 _SEPARATE_COMMANDS = {
     "lab": "try it without hardware: a switch and a sensor in network namespaces",
     "publish": "report the counters to Zeek for as long as it runs",
+    "systemd": "attach at every boot: install or remove the systemd units",
 }
 
 
