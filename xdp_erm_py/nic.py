@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyroute2.ethtool.ioctl import EthtoolFeaturesList, IoctlEthtool, NoSuchDevice, NotSupportedError
-
 from .errors import XdpErmError
 from .links import Link, Links, gone
 
@@ -97,23 +95,32 @@ def _turn_off(link: Link) -> tuple[list[str], list[str]]:
     return [name for name in on if not after[name]], [name for name in on if after[name]]
 
 
-def _features(link: Link) -> EthtoolFeaturesList:
+def _ethtool() -> Any:
+    """pyroute2's ethtool. It is 25 MB of memory, which what only reads counters shall do without."""
+    from pyroute2.ethtool import ioctl
+    return ioctl
+
+
+def _features(link: Link) -> Any:
+    """pyroute2's EthtoolFeaturesList: iterates over (name, on, may be changed, ...)."""
+    ethtool = _ethtool()
     try:
-        return IoctlEthtool(link.name).get_features()
-    except NoSuchDevice:
+        return ethtool.IoctlEthtool(link.name).get_features()
+    except ethtool.NoSuchDevice:
         raise gone(link.name) from None
-    except (NotSupportedError, OSError) as error:
+    except (ethtool.NotSupportedError, OSError) as error:
         raise XdpErmError(f"{link.name}: its offloads cannot be read: {error}") from None
 
 
-def _set(link: Link, features: EthtoolFeaturesList, values: dict[str, bool]) -> None:
+def _set(link: Link, features: Any, values: dict[str, bool]) -> None:
+    ethtool = _ethtool()
     for name, value in values.items():
         features[name] = value
     try:
-        IoctlEthtool(link.name).set_features(features)
-    except NotSupportedError:
+        ethtool.IoctlEthtool(link.name).set_features(features)
+    except ethtool.NotSupportedError:
         pass  # the driver did a part of it: the caller looks at what is so now
-    except NoSuchDevice:
+    except ethtool.NoSuchDevice:
         raise gone(link.name) from None
     except OSError as error:
         raise XdpErmError(f"{link.name}: its offloads cannot be set: {error}") from None
