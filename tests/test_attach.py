@@ -1,0 +1,507 @@
+"""Attaching, swapping and detaching, on interfaces in network namespaces of the tests' own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import operator
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import foreign
+import pytest
+from pyroute2 import IPRoute
+
+from xdp_erm_py import attachment, bpf, compiler, lab, nic, shared, stats
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
+from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
+from xdp_erm_py.lab.fanout import FanoutWorkers
+from xdp_erm_py.lab.traffic import synthetic
+from xdp_erm_py.links import Link, Links
+
+COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
+TIMEOUT = 60  # seconds
+
+DEFAULT = InterfaceConfig()
+NATIVE, GENERIC = InterfaceConfig(mode="native"), InterfaceConfig(mode="generic")
+
+# On a veth, what is on at first and must not be while frames are decapsulated.
+OFFLOADS = {"rx-vlan-offload", "rx-checksumming", "rx-vlan-stag-hw-parse"}
+TURNED_OFF = f"{SENSOR}: turned off rx-checksum, rx-vlan-hw-parse, rx-vlan-stag-hw-parse"
+TURNED_ON = f"{SENSOR}: turned on rx-checksum, rx-vlan-hw-parse, rx-vlan-stag-hw-parse again"
+MISSING = f"{SENSOR}: no such interface in this network namespace; `ip link` lists them"
+
+
+def link(name: str = SENSOR) -> Link:
+    with Links() as links:
+        return links.find(name)
+
+
+def features(name: str = SENSOR) -> dict[str, str]:
+    """What `ethtool -k` says: on or off, by feature."""
+    done = subprocess.run(["ethtool", "-k", name], capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    return dict(line.strip().split(": ", 1) for line in done.stdout.splitlines()[1:])
+
+
+def turn(state: str, feature: str) -> None:
+    subprocess.run(["ethtool", "-K", SENSOR, feature, state], timeout=TIMEOUT, check=True)
+
+
+def set_mtu(mtu: int, name: str = SENSOR) -> None:
+    with IPRoute() as route:
+        route.link("set", index=route.link_lookup(ifname=name)[0], mtu=mtu)
+
+
+def delete_sensor() -> None:
+    with IPRoute() as route:
+        route.link("del", index=route.link_lookup(ifname=SENSOR)[0])
+
+
+def fails(act, *arguments, **keywords) -> str:
+    """The message of the error that this call must end with."""
+    with pytest.raises(XdpErmError) as raised:
+        act(*arguments, **keywords)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def refusal(name: str, reason: str) -> str:
+    """A pattern; the reason is in the kernel's words, which change with its version."""
+    return rf"{name}: XDP is refused in native mode: {reason}; --mode generic works with every driver"
+
+
+def counters(name: str = SENSOR) -> dict[str, dict[str, int]]:
+    interface, = stats.snapshot(name)
+    return interface["counters"]
+
+
+def mirror(cable, packets):
+    """Sends ERM from the switch and returns what arrived at the sensor."""
+    with FanoutWorkers(cable, 2, operator.attrgetter("mirrored")) as workers:
+        lab.mirror(cable, packets, workers)
+        return workers.finish()
+
+
+@contextlib.contextmanager
+def bridge():
+    """An interface whose driver knows no native XDP."""
+    with IPRoute() as route:
+        route.link("add", ifname="bridge0", kind="bridge", mtu=2000)
+    yield "bridge0"
+
+
+def wait_until_gone(open_by_id, number):
+    """The kernel frees programs and maps some time after their last user has left."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            with attachment.descriptor(open_by_id(number)):
+                time.sleep(0.02)
+        except FileNotFoundError:
+            return
+    pytest.fail(f"{open_by_id.__name__} {number} is still there")
+
+
+def map_fd(number: int) -> int:
+    return bpf.Map.by_id(number).fd
+
+
+# Attach and detach
+
+def test_what_is_done_is_said(cable):
+    assert attachment.attach(SENSOR, DEFAULT) == [
+        TURNED_OFF, f"{SENSOR}: attached (native, program {link().program_id})"]
+    assert (link().mode, link().mtu) == ("native", 3500)
+    attached = link().program_id
+    assert attachment.detach(SENSOR) == [f"{SENSOR}: detached (program {attached})", TURNED_ON]
+    assert link().program_id is None
+
+
+def test_both_are_idempotent(cable):
+    attachment.attach(SENSOR, DEFAULT)
+    attached = link()
+    assert attachment.attach(SENSOR, DEFAULT) == [f"{SENSOR}: already attached (native, program {attached.program_id})"]
+    assert link() == attached
+    attachment.detach(SENSOR)
+    detached = link()
+    assert attachment.detach(SENSOR) == [f"{SENSOR}: xdp-erm is not attached"]
+    assert link() == detached
+
+
+def test_nothing_is_left_behind(cable):
+    before = link(), features(), sorted(os.listdir("/proc/self/fd"))
+    config = InterfaceConfig(sources=("10.0.0.0/8",), targets=("10.0.0.1",))
+    attachment.attach(SENSOR, config)
+    attachment.attach(SENSOR, InterfaceConfig(vlan="strip", sources=("10.0.0.0/8",)))
+    with Links() as links:
+        maps = attachment.find(links, SENSOR).maps
+    assert set(maps) == {"counters", "sessions", "sources", "xdp_erm_state"}
+    program_id = link().program_id
+    attachment.detach(SENSOR)
+    wait_until_gone(bpf.program_fd, program_id)
+    for map_id in maps.values():
+        wait_until_gone(map_fd, map_id)
+    assert (link(), features(), sorted(os.listdir("/proc/self/fd"))) == before
+
+
+def test_an_interface_that_is_not_there(cable):
+    with cable.switch.entered():
+        assert fails(attachment.attach, SENSOR, DEFAULT) == MISSING
+        assert fails(attachment.detach, SENSOR) == MISSING
+        assert fails(stats.snapshot, SENSOR) == MISSING
+
+
+def test_stats_where_it_is_not_attached(cable):
+    assert fails(stats.snapshot, SENSOR) == f"{SENSOR}: xdp-erm is not attached; `xdp-erm attach {SENSOR}` does it"
+    assert stats.snapshot() == []
+
+
+def test_it_is_found_by_its_network_namespace(cable):
+    attachment.attach(SENSOR, DEFAULT)
+    assert [interface["name"] for interface in stats.snapshot()] == [SENSOR]
+    with cable.switch.entered():
+        assert stats.snapshot() == []
+
+
+def test_it_is_found_from_another_process_with_another_sys(cable):
+    """`ip netns exec` gives its command a /sys of its own, in which nothing is pinned."""
+    attachment.attach(SENSOR, DEFAULT)
+    enter = ["unshare", "--mount", "sh", "-c", 'mount -t sysfs none /sys && exec "$@"', "sh"]
+    done = subprocess.run([*enter, *COMMAND, "stats", "--json"], capture_output=True, text=True, timeout=TIMEOUT,
+                          check=True)
+    interface, = json.loads(done.stdout)["interfaces"]
+    assert (interface["name"], interface["program_id"]) == (SENSOR, link().program_id)
+    subprocess.run([*enter, *COMMAND, "detach", SENSOR], capture_output=True, timeout=TIMEOUT, check=True)
+    assert link().program_id is None
+
+
+# The NIC's settings
+
+def test_offloads_are_off_while_attached(cable):
+    before = features()
+    assert {name for name in OFFLOADS if before[name] == "on"} == OFFLOADS
+    attachment.attach(SENSOR, DEFAULT)
+    assert {name for name, state in features().items() if state != before[name]} == OFFLOADS
+    attachment.attach(SENSOR, InterfaceConfig(depth=1))
+    attachment.detach(SENSOR)
+    assert features() == before
+
+
+def test_an_offload_that_was_off_stays_off(cable):
+    turn("off", "rxvlan")
+    before = features()
+    attachment.attach(SENSOR, DEFAULT)
+    attachment.detach(SENSOR)
+    assert features() == before
+
+
+def test_an_offload_somebody_turned_on_is_turned_off_again_and_comes_back(cable):
+    turn("off", "rxvlan")
+    attachment.attach(SENSOR, DEFAULT)
+    turn("on", "rxvlan")
+    assert attachment.attach(SENSOR, DEFAULT) == [
+        f"{SENSOR}: turned off rx-vlan-hw-parse",
+        f"{SENSOR}: already attached (native, program {link().program_id})"]
+    attachment.detach(SENSOR)
+    assert features()["rx-vlan-offload"] == "on"
+
+
+def test_what_somebody_else_changed_is_left_alone(cable):
+    set_mtu(1500)
+    attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    turn("on", "rxvlan")
+    turn("off", "tx-checksum-ip-generic")
+    set_mtu(2000)
+    said = attachment.detach(SENSOR)
+    assert said[1:] == [f"{SENSOR}: turned on rx-checksum, rx-vlan-stag-hw-parse again"]
+    after = features()
+    assert (link().mtu, after["rx-vlan-offload"], after["tx-checksum-ip-generic"]) == (2000, "on", "off")
+
+
+def test_a_small_mtu_is_warned_of(cable):
+    set_mtu(1553)
+    assert attachment.attach(SENSOR, DEFAULT)[0] == (
+        f"{SENSOR}: warning: MTU is 1553; full-size mirrored frames need 1554: use --set-mtu or "
+        f"`ip link set dev {SENSOR} mtu 1554`")
+    assert link().mtu == 1553
+
+
+def test_a_small_mtu_is_set_and_comes_back(cable):
+    set_mtu(1500)
+    assert attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))[0] == f"{SENSOR}: set MTU to 1554 (was 1500)"
+    attachment.attach(SENSOR, InterfaceConfig(set_mtu=True, depth=1))
+    assert link().mtu == 1554
+    assert f"{SENSOR}: MTU is 1500 again" in attachment.detach(SENSOR)
+    assert link().mtu == 1500
+
+
+def test_a_small_mtu_can_be_set_later(cable):
+    set_mtu(1500)
+    attachment.attach(SENSOR, DEFAULT)
+    program_id = link().program_id
+    assert attachment.attach(SENSOR, InterfaceConfig(set_mtu=True)) == [
+        f"{SENSOR}: set MTU to 1554 (was 1500)", f"{SENSOR}: already attached (native, program {program_id})"]
+    interface, = stats.snapshot(SENSOR)
+    assert interface["config"]["set_mtu"] is True
+    attachment.detach(SENSOR)
+    assert link().mtu == 1500
+
+
+@pytest.mark.parametrize("mtu", [1554, 3500])
+def test_an_mtu_that_is_large_enough_stays(cable, mtu):
+    set_mtu(mtu)
+    assert "MTU" not in " ".join(attachment.attach(SENSOR, InterfaceConfig(set_mtu=True)) + attachment.detach(SENSOR))
+    assert link().mtu == mtu
+
+
+def test_a_failed_attach_leaves_the_nic_as_it_was(cable):
+    set_mtu(1500)
+    with cable.switch.entered():
+        set_mtu(9000, SWITCH)  # too large for native XDP on the other end
+    before = link(), features()
+    message = fails(attachment.attach, SENSOR, InterfaceConfig(mode="native", set_mtu=True))
+    assert re.fullmatch(refusal(SENSOR, ".*MTU.*"), message)
+    assert (link(), features()) == before
+
+
+# Swapping
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_swaps_under_traffic(cable, mode):
+    """All the while every packet arrives, decapsulated, and is counted."""
+    configs = [InterfaceConfig(mode=mode), InterfaceConfig(mode=mode, depth=1),
+               InterfaceConfig(mode=mode, sources=("198.51.100.0/24",), targets=("192.0.2.1",)),
+               InterfaceConfig(mode=mode, port=(7932, 7933))] * 3
+    attachment.attach(SENSOR, configs[-1])
+    cable.wait_for_carrier()
+    done, sent_bytes = threading.Event(), 0
+
+    def traffic():
+        nonlocal sent_bytes
+        for packet in synthetic(flows=200, packets=10**9):
+            if done.is_set():
+                return
+            sent_bytes += len(packet.sent)
+            yield packet
+
+    with FanoutWorkers(cable, 2, operator.attrgetter("mirrored")) as workers:
+        sender = threading.Thread(target=lab.mirror, args=(cable, traffic(), workers))
+        sender.start()
+        try:
+            for config in configs:
+                before, counted = link().program_id, counters()["decapsulated"]["packets"]
+                said = attachment.attach(SENSOR, config)
+                assert said == [f"{SENSOR}: swapped the program ({mode}, program {link().program_id})"]
+                assert link().program_id != before
+                assert counters()["decapsulated"]["packets"] > counted, "no traffic during the swap"
+        finally:
+            done.set()
+            sender.join(TIMEOUT)
+        result = workers.finish()
+
+    assert (result.missing, result.unexpected, result.dropped) == (0, 0, 0)
+    sent = {"packets": result.sent, "bytes": sent_bytes}
+    interface, = stats.snapshot(SENSOR)
+    assert {name: counter for name, counter in interface["counters"].items() if counter["packets"]} == {
+        "decapsulated": sent}
+    assert {unit: sum(session[unit] for session in interface["sessions"]) for unit in sent} == sent
+
+
+def test_a_changed_mode_keeps_the_counters(cable):
+    packets = list(synthetic(flows=20, packets=100))
+    attachment.attach(SENSOR, NATIVE)
+    since = stats.snapshot(SENSOR)[0]["attached_at"]
+    for number, (before, config) in enumerate([("native", GENERIC), ("generic", NATIVE), ("native", GENERIC)], 1):
+        assert mirror(cable, packets).identical == 100
+        assert attachment.attach(SENSOR, config) == [
+            f"{SENSOR}: the kernel allows no two programs, so there was none for a moment while the mode changed from "
+            f"{before}", f"{SENSOR}: attached ({config.mode}, program {link().program_id})"]
+        interface, = stats.snapshot(SENSOR)
+        assert (interface["mode"], interface["attached_at"]) == (config.mode, since)
+        assert interface["counters"]["decapsulated"] == {
+            "packets": 100 * number, "bytes": sum(len(packet.sent) for packet in packets) * number}
+        assert sum(session["packets"] for session in interface["sessions"]) == 100 * number
+
+
+def test_mode_auto_leaves_the_mode_as_it_is(cable):
+    attachment.attach(SENSOR, GENERIC)
+    attachment.attach(SENSOR, InterfaceConfig(depth=1))
+    assert link().mode == "generic"
+
+
+def test_sessions_can_be_turned_off_and_on(cable):
+    packets = list(synthetic(flows=20, packets=100))
+    attachment.attach(SENSOR, DEFAULT)
+    mirror(cable, packets)
+    attachment.attach(SENSOR, InterfaceConfig(sessions=False))
+    mirror(cable, packets)
+    assert stats.snapshot(SENSOR)[0]["sessions"] == []
+    attachment.attach(SENSOR, DEFAULT)
+    mirror(cable, packets)
+    interface, = stats.snapshot(SENSOR)
+    assert interface["counters"]["decapsulated"]["packets"] == 300
+    assert sum(session["packets"] for session in interface["sessions"]) == 100
+
+
+def test_a_version_whose_counters_look_different_starts_from_zero(cable, tmp_path, monkeypatch):
+    attachment.attach(SENSOR, DEFAULT)
+    mirror(cable, synthetic(flows=5, packets=10))
+    other = tmp_path / "bpf"
+    shutil.copytree(shared.BPF_DIRECTORY, other)
+    header = other / "shared.h"
+    header.write_text(header.read_text().replace("ERM_MAX_SESSIONS 1024", "ERM_MAX_SESSIONS 2048"))
+    monkeypatch.setattr(shared, "BPF_DIRECTORY", other)
+    said = attachment.attach(SENSOR, DEFAULT)
+    assert said[0] == (f"{SENSOR}: counters start again from zero: the attached program was of another version "
+                       f"({attachment.__version__})")
+    assert counters()["decapsulated"]["packets"] == 0
+
+
+# Drivers without native XDP
+
+def test_auto_falls_back_to_generic(cable):
+    with bridge() as name:
+        said = attachment.attach(name, DEFAULT)
+        *_, falls_back, attached = said
+        assert re.fullmatch(rf"{name}: the driver refuses native XDP \(.+\): using generic mode, which is slower",
+                            falls_back)
+        assert attached == f"{name}: attached (generic, program {link(name).program_id})"
+        assert link(name).mode == "generic"
+
+
+def test_native_is_refused(cable):
+    with bridge() as name:
+        before = link(name), features(name)
+        message = fails(attachment.attach, name, NATIVE)
+        assert re.fullmatch(refusal(name, ".+"), message)
+        assert (link(name), features(name)) == before
+
+
+def test_a_refused_change_of_mode_keeps_the_old_program(cable):
+    with bridge() as name:
+        attachment.attach(name, GENERIC)
+        before = link(name), features(name), stats.snapshot(name)
+        fails(attachment.attach, name, NATIVE)
+        assert (link(name), features(name), stats.snapshot(name)) == before
+
+
+# Somebody else's program
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+@pytest.mark.parametrize("program", ["somebody", "xdp_erm"])
+def test_a_foreign_program_stays(cable, mode, program):
+    """Also one that has the name of ours."""
+    program_id = foreign.attach(SENSOR, mode, program)
+    before = link(), features()
+    keyword = {"native": "xdpdrv", "generic": "xdpgeneric"}[mode]
+    message = fails(attachment.attach, SENSOR, DEFAULT)
+    assert message == (f"{SENSOR}: another XDP program is attached (program {program_id}, {program}); free the "
+                       f"interface with `ip link set dev {SENSOR} {keyword} off`, or replace it with --force")
+    assert attachment.detach(SENSOR) == [f"{SENSOR}: program {program_id} ({program}) is not ours and stays"]
+    assert (link(), features()) == before
+    assert stats.snapshot() == []
+    # What the message says is what helps.
+    subprocess.run(re.search("`(.*)`", message)[1].split(), timeout=TIMEOUT, check=True)
+    attachment.attach(SENSOR, DEFAULT)
+
+
+def test_the_dispatcher_of_libxdp_stays(cable):
+    program_id = foreign.attach(SENSOR, "native", "xdp_dispatcher")
+    assert fails(attachment.attach, SENSOR, DEFAULT) == (
+        f"{SENSOR}: libxdp's dispatcher (program {program_id}, xdp_dispatcher) holds the interface; free it with "
+        f"`xdp-loader unload {SENSOR} --all`, or replace it with --force")
+    assert link().program_id == program_id
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_force_replaces_a_foreign_program(cable, mode):
+    program_id = foreign.attach(SENSOR, mode)
+    said = attachment.attach(SENSOR, DEFAULT, force=True)
+    assert said[-1] == (f"{SENSOR}: replaced program {program_id} of somebody else ({mode}, program "
+                        f"{link().program_id})")
+    wait_until_gone(bpf.program_fd, program_id)
+    assert mirror(cable, synthetic(flows=5, packets=10)).identical == 10
+
+
+@pytest.mark.parametrize("config", [DEFAULT, GENERIC], ids=["same mode", "other mode"])
+def test_a_bpf_link_cannot_be_replaced(cable, config):
+    with foreign.linked(SENSOR) as program_id:
+        before = link(), features()
+        assert fails(attachment.attach, SENSOR, config, force=True) == (
+            f"{SENSOR}: program {program_id} is held by a BPF link, which only its owner can release: stop that "
+            "process (`bpftool link` names it)")
+        assert (link(), features()) == before
+
+
+# Several at once, and interfaces that go away
+
+def test_two_at_once(cable):
+    """Both wait for one that holds the lock; then they take turns, and the second finds it done."""
+    with attachment.LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        both = [subprocess.Popen([*COMMAND, "attach", SENSOR], text=True, **pipes) for _ in range(2)]
+        for process in both:
+            assert process.stderr.readline() == "waiting for another xdp-erm to finish\n"
+        assert link().program_id is None
+    outputs = sorted(process.communicate(timeout=TIMEOUT) for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs == [(f"{SENSOR}: already attached (native, program {link().program_id})\n", ""),
+                       (f"{TURNED_OFF}\n{SENSOR}: attached (native, program {link().program_id})\n", "")]
+
+
+def test_waiting_has_an_end(cable, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(attachment, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(attachment, "LOCK_SECONDS", 0.2)
+    with attachment.LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for act in (lambda: attachment.attach(SENSOR, DEFAULT), lambda: attachment.detach(SENSOR)):
+            assert fails(act) == f"another xdp-erm has held {tmp_path}/lock for 0.2 s; `fuser {tmp_path}/lock` names it"
+    assert link().program_id is None
+    assert capsys.readouterr().err == "waiting for another xdp-erm to finish\n" * 2
+
+
+def test_an_interface_deleted_while_attached(cable):
+    attachment.attach(SENSOR, DEFAULT)
+    program_id = link().program_id
+    delete_sensor()
+    assert fails(stats.snapshot, SENSOR) == MISSING
+    assert fails(attachment.detach, SENSOR) == MISSING
+    assert stats.snapshot() == []
+    wait_until_gone(bpf.program_fd, program_id)
+
+
+GONE = f"{SENSOR}: the interface went away half-way; nothing of ours is left on it"
+
+
+@pytest.mark.parametrize("when, owner, step, message", [
+    ("before", compiler.Compiled, "load", GONE),
+    ("after", compiler.Compiled, "load", GONE),
+    ("after", nic, "prepare", GONE),
+    ("before", Links, "attach", GONE),
+    ("after", Links, "attach", MISSING),
+])
+def test_an_interface_deleted_half_way(cable, monkeypatch, when, owner, step, message):
+    original = getattr(owner, step)
+
+    def interrupted(*arguments, **keywords):
+        if when == "before":
+            delete_sensor()
+            return original(*arguments, **keywords)
+        result = original(*arguments, **keywords)
+        delete_sensor()
+        return result
+
+    monkeypatch.setattr(owner, step, interrupted)
+    set_mtu(1500)
+    assert fails(attachment.attach, SENSOR, InterfaceConfig(set_mtu=True)) == message
