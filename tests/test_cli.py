@@ -1,0 +1,321 @@
+"""The command as its users meet it: exit status, what it prints, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import operator
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from xdp_erm_py import __version__, attachment, lab, shared
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
+from xdp_erm_py.lab.fanout import FanoutWorkers
+from xdp_erm_py.lab.traffic import SESSIONS, synthetic
+from xdp_erm_py.links import Links
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, str(REPOSITORY / "bin" / "xdp-erm")]
+TIMEOUT = 60  # seconds
+
+UTC_SECONDS = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+NOT_ATTACHED = "xdp-erm is not attached to any interface of this network namespace\n"
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*options.pop("prefix", []), *COMMAND, *arguments], capture_output=True, text=True,
+                          timeout=TIMEOUT, check=False, **options)
+
+
+def outcome(*arguments: str, **options) -> tuple[int, str, str]:
+    done = run(*arguments, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def attached(cable):
+    """The cable, with xdp-erm at its sensor's end; gives the program's id."""
+    attachment.attach(SENSOR, InterfaceConfig())
+    cable.wait_for_carrier()
+    with Links() as links:
+        return links.find(SENSOR).program_id
+
+
+def mirror(cable, count: int) -> int:
+    """Sends that many ERM packets; returns their bytes."""
+    packets = list(synthetic(flows=20, packets=count))
+    with FanoutWorkers(cable, 1, operator.attrgetter("mirrored")) as workers:
+        lab.mirror(cable, packets, workers)
+        assert workers.finish().identical == count
+    return sum(len(packet.sent) for packet in packets)
+
+
+# Doing what it should
+
+def test_attach_and_detach(cable):
+    done = run("attach", SENSOR)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Links() as links:
+        link = links.find(SENSOR)
+    assert done.stdout.splitlines()[-1] == f"{SENSOR}: attached (native, program {link.program_id})"
+    done = run("detach")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == f"{SENSOR}: detached (program {link.program_id})"
+    assert outcome("detach") == (0, NOT_ATTACHED, "")
+    assert outcome("detach", SENSOR) == (0, f"{SENSOR}: xdp-erm is not attached\n", "")
+
+
+def test_attach_takes_interfaces_and_settings_from_the_file(cable, tmp_path):
+    file = tmp_path / "erm.yaml"
+    file.write_text(f"interfaces: {{{SENSOR}: {{vlan: strip, mode: generic}}}}")
+    assert run("attach", "--config", str(file), "--depth", "1").returncode == 0
+    interface, = json.loads(run("status", "--json").stdout)["interfaces"]
+    assert (interface["name"], interface["mode"]) == (SENSOR, "generic")
+    assert interface["config"] == InterfaceConfig(vlan="strip", mode="generic", depth=1).as_dict()
+
+
+def test_one_that_fails_does_not_keep_the_others_from_being_done(cable):
+    status, output, errors = outcome("attach", "nowhere0", SENSOR)
+    assert (status, errors) == (
+        1, "xdp-erm: nowhere0: no such interface in this network namespace; `ip link` lists them\n")
+    assert f"{SENSOR}: attached (native" in output
+
+
+def test_json(cable, attached):
+    octets = mirror(cable, 100)
+    interface, = json.loads(run("stats", "--json").stdout)["interfaces"]
+    assert list(interface) == [
+        "name", "ifindex", "mode", "program_id", "attached_at", "config", "counters", "sessions"]
+    with Links() as links:
+        assert interface["ifindex"] == links.find(SENSOR).index
+    assert (interface["name"], interface["mode"], interface["program_id"]) == (SENSOR, "native", attached)
+    assert re.fullmatch(UTC_SECONDS, interface["attached_at"])
+    assert interface["config"] == {
+        "port": [7932], "vlan": "restore", "depth": 3, "mode": "auto", "sources": [], "targets": [], "sessions": True,
+        "set_mtu": False}
+    zero = {"packets": 0, "bytes": 0}
+    assert interface["counters"] == {**dict.fromkeys([
+        "decapsulated", "not_erm", "fragment", "truncated", "malformed", "foreign_source", "foreign_target", "failed",
+        "nested", "inner_truncated"], zero), "decapsulated": {"packets": 100, "bytes": octets}}
+    assert list(interface["counters"]) == list(shared.COUNTERS)
+    assert {(session["source"], session["source_port"]) for session in interface["sessions"]} == set(SESSIONS)
+    for session in interface["sessions"]:
+        assert list(session) == ["source", "source_port", "packets", "bytes", "last_seen"]
+        assert re.fullmatch(UTC_SECONDS.replace("Z", r"\.\d{3}Z"), session["last_seen"])
+    assert sum(session["bytes"] for session in interface["sessions"]) == octets
+    assert json.loads(run("stats", SENSOR, "--json").stdout)["interfaces"] == [interface]
+    # Status is the same without what is counted.
+    del interface["counters"], interface["sessions"]
+    assert json.loads(run("status", "--json").stdout) == {"interfaces": [interface]}
+
+
+def test_json_of_nothing(cable):
+    assert outcome("status", "--json") == (0, '{"interfaces": []}\n', "")
+    assert outcome("stats", "--json") == (0, '{"interfaces": []}\n', "")
+
+
+def test_tables(cable, attached):
+    octets = mirror(cable, 1000)
+    heading, row = run("status").stdout.splitlines()
+    assert heading.split() == ["interface", "mode", "program", "since", "configuration"]
+    assert re.fullmatch(rf"{SENSOR} +native +{attached} +{UTC_SECONDS} +port=7932 vlan=restore depth=3 mode=auto "
+                        "sessions=on", row.rstrip())
+    rows = {line.split()[0]: line.split()[1:] for line in run("stats").stdout.splitlines() if line.strip()}
+    assert rows["verdict"] == ["packets", "bytes", "share"]
+    assert rows["decapsulated"] == ["1,000", f"{octets:,}", "100.0%"]
+    assert rows["not_erm"] == ["0", "0", "0.0%"]
+    assert {f"{session.source}:{session.source_port}" for session in SESSIONS} <= set(rows)
+
+
+def test_tables_of_nothing(cable):
+    assert outcome("status") == (0, NOT_ATTACHED, "")
+    assert outcome("stats") == (0, NOT_ATTACHED, "")
+
+
+def test_version():
+    assert outcome("--version") == (0, f"xdp-erm {__version__}\n", "")
+
+
+# Watching
+
+@contextlib.contextmanager
+def watching(*arguments: str, output: int = subprocess.PIPE):
+    """`xdp-erm stats --watch` as it runs; it must end well on Ctrl-C."""
+    command = [*COMMAND, "stats", *arguments, "--watch", "0.2"]
+    with subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.read() == ""
+            assert process.wait(TIMEOUT) == 130
+        finally:
+            process.kill()
+
+
+def test_watch_gives_a_line_a_reading_where_there_is_no_terminal(cable, attached):
+    with watching() as process:
+        line = process.stdout.readline()
+        assert re.fullmatch(rf"{UTC_SECONDS} {SENSOR} decapsulated=0/s 0\.00 Mbit/s 0 sessions\n", line)
+        mirror(cable, 100)
+        deadline = time.monotonic() + TIMEOUT
+        while "decapsulated=0/s" in line and time.monotonic() < deadline:
+            line = process.stdout.readline()
+        assert re.fullmatch(rf"{UTC_SECONDS} {SENSOR} decapsulated=[1-9]\d*/s \d+\.\d\d Mbit/s 4 sessions\n", line)
+
+
+def test_watch_json(cable, attached):
+    with watching("--json") as process:
+        readings = [json.loads(process.stdout.readline()) for _ in range(2)]
+    assert [reading["interfaces"][0]["program_id"] for reading in readings] == [attached] * 2
+
+
+def test_watch_nothing(cable):
+    with watching() as process:
+        assert [process.stdout.readline() for _ in range(2)] == [NOT_ATTACHED] * 2
+
+
+def test_watch_on_a_terminal(cable, attached, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "40")
+    ours, theirs = pty.openpty()
+    with watching(output=theirs):
+        assert "packets/s" in read_screen(ours, "Ctrl-C ends", "decapsulated", "inner_truncated", "switch session")
+        mirror(cable, 100)
+        read_screen(ours, "━" * 20, "198.51.100.1:2")
+    os.close(theirs)
+    os.close(ours)
+
+
+def read_screen(terminal: int, *wanted: str) -> str:
+    """What comes until all that is wanted has been on the screen."""
+    screen = b""
+    deadline = time.monotonic() + TIMEOUT
+    while not all(text in screen.decode(errors="replace") for text in wanted):
+        assert time.monotonic() < deadline, screen.decode(errors="replace")
+        if select.select([terminal], [], [], 1)[0]:
+            screen += os.read(terminal, 1 << 16)
+    return screen.decode(errors="replace")
+
+
+def test_watch_ends_when_the_interface_goes(cable, attached):
+    command = [*COMMAND, "stats", SENSOR, "--watch", "0.2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            process.stdout.readline()
+            attachment.detach(SENSOR)
+            _, errors = process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (
+        1, f"xdp-erm: {SENSOR}: xdp-erm is not attached; `xdp-erm attach {SENSOR}` does it\n")
+
+
+@pytest.mark.parametrize("arguments", [("stats", "--watch", "0.1"), ("stats", "--json"), ("status",)])
+def test_a_reader_that_goes_away(cable, attached, arguments):
+    """As in `xdp-erm stats --watch | head -1`: it ends and says nothing."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([*COMMAND, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT,
+                              check=False)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+# What goes wrong
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming nobody needs root")
+@pytest.mark.parametrize("arguments", [
+    ("attach", "lo"), ("detach",), ("detach", "lo"), ("status",), ("stats",), ("stats", "lo", "--json"),
+    ("stats", "--watch")])
+def test_without_root(arguments):
+    prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    assert outcome(*arguments, prefix=prefix, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}) == (
+        1, "", "xdp-erm: xdp-erm needs root to look at and to change XDP programs: run it with sudo\n")
+
+
+@pytest.mark.parametrize("stub", ["raise ImportError('hidden')", "VERSION = 'not the BPF compiler'"])
+def test_without_bcc(cable, tmp_path, stub):
+    (tmp_path / "bcc.py").write_text(stub)
+    status, _, errors = outcome("attach", SENSOR, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (status, errors) == (
+        1, "xdp-erm: bcc is missing for this Python: install python3-bpfcc (Debian, Ubuntu) or python3-bcc (RHEL, "
+        "Fedora)\n")
+
+
+@pytest.mark.parametrize("module, package, arguments", [
+    ("yaml", "python3-yaml (Debian, Ubuntu) or python3-pyyaml (RHEL, Fedora)", ("config", "eth1")),
+    ("pyroute2", "python3-pyroute2", ("attach", SENSOR)),
+    ("rich", "python3-rich", ("stats",)),
+])
+def test_without_a_module(cable, tmp_path, module, package, arguments):
+    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('hidden', name={module!r})")
+    assert outcome(*arguments, env={**os.environ, "PYTHONPATH": str(tmp_path)}) == (
+        1, "", f"xdp-erm: the Python module {module} is missing: install {package}\n")
+
+
+@pytest.mark.parametrize("command", ["attach", "detach", "stats"])
+def test_an_interface_that_is_not_there(cable, command):
+    assert outcome(command, "nowhere0") == (
+        1, "", "xdp-erm: nowhere0: no such interface in this network namespace; `ip link` lists them\n")
+
+
+def test_stats_where_it_is_not_attached(cable):
+    assert outcome("stats", SENSOR) == (
+        1, "", f"xdp-erm: {SENSOR}: xdp-erm is not attached; `xdp-erm attach {SENSOR}` does it\n")
+
+
+def test_attach_without_an_interface(tmp_path):
+    file = tmp_path / "erm.yaml"
+    file.write_text("defaults: {depth: 1}")
+    assert outcome("attach", "--config", str(file)) == (
+        2, "", f"xdp-erm: no interface: name one, or put it under `interfaces` in {file}\n")
+
+
+@pytest.mark.parametrize("arguments, problem", [
+    ([], "xdp-erm: error: the following arguments are required: COMMAND"),
+    (["attach", "eth1", "--vlan", "keep"],
+     "xdp-erm attach: error: argument --vlan: 'keep' is none of restore, tagged, strip"),
+    (["attach", "eth1", "--force=yes"], "xdp-erm attach: error: argument --force: ignored explicit argument 'yes'"),
+    (["stats", "eth1", "eth2"], "xdp-erm: error: unrecognized arguments: eth2"),
+    (["stats", "--watch", "0"], "xdp-erm stats: error: argument --watch: '0' is not between 0.1 and 3600 seconds"),
+    (["stats", "--watch", "nan"], "xdp-erm stats: error: argument --watch: 'nan' is not between 0.1 and 3600 seconds"),
+    (["stats", "--watch", "ten"], "xdp-erm stats: error: argument --watch: 'ten' is not between 0.1 and 3600 seconds"),
+])
+def test_usage(arguments, problem):
+    status, output, errors = outcome(*arguments)
+    assert (status, output) == (2, "")
+    assert errors.startswith("usage: xdp-erm")
+    assert errors.splitlines()[-1] == problem
+
+
+def test_an_unknown_command():
+    status, output, errors = outcome("enable")
+    assert (status, output) == (2, "")
+    assert errors.splitlines()[-1].startswith("xdp-erm: error: argument COMMAND: invalid choice: 'enable' (choose from")
+
+
+def test_an_attach_that_is_interrupted(cable):
+    """Ctrl-C while it waits for another: nothing has changed, and no traceback."""
+    with attachment.exclusive(), subprocess.Popen([*COMMAND, "attach", SENSOR], stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr.readline() == b"waiting for another xdp-erm to finish\n"
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.read() == b""
+            assert process.wait(TIMEOUT) == 130
+        finally:
+            process.kill()
+    with Links() as links:
+        assert links.find(SENSOR).program_id is None
