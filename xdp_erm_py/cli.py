@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+try:
+    import yaml
+except ModuleNotFoundError:
+    sys.exit("xdp-erm: the Python module yaml is missing: install python3-yaml (Debian, Ubuntu) or python3-pyyaml "
+             "(RHEL, Fedora)")
 
 from . import __version__, config
 from .errors import UsageError, XdpErmError
@@ -96,9 +100,12 @@ _SEPARATE_COMMANDS = {
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 3600 seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0.1 and 3600 seconds")
     return seconds
 
 
