@@ -274,6 +274,20 @@ def test_a_failed_attach_leaves_the_nic_as_it_was(cable):
     assert (link(), features()) == before
 
 
+@pytest.mark.parametrize("owner, step", [(nic, "_turn_off"), (Links, "attach")])
+@pytest.mark.parametrize("problem", [XdpErmError, KeyboardInterrupt])
+def test_an_attach_that_ends_half_way_leaves_the_nic_as_it_was(cable, monkeypatch, owner, step, problem):
+    def fail(*_, **__):
+        raise problem("no more")
+
+    set_mtu(1500)
+    before = link(), features()
+    monkeypatch.setattr(owner, step, fail)
+    with pytest.raises(problem, match="no more"):
+        attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    assert (link(), features()) == before
+
+
 # Swapping
 
 @pytest.mark.parametrize("mode", ["native", "generic"])

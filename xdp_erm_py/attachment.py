@@ -148,14 +148,15 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             loaded = None
             if not current or current.state["digest"] != digest or config.mode not in ("auto", current.mode):
                 loaded = _load(opened, link, current, config, state)
-            said, changes = nic.prepare(links, link, config.set_mtu)
-            state["nic"] = nic.merged(state["nic"], changes)
+            changes: dict[str, Any] = {}
             try:
+                said = nic.prepare(links, link, config.set_mtu, changes)
+                state["nic"] = nic.merged(state["nic"], changes)
                 if loaded:
                     said += loaded.said
                     _write(loaded.state_map, state)
                     said += _put(opened, links, link, current, loaded.program, config.mode)
-            except (XdpErmError, OSError) as error:
+            except BaseException as error:  # Ctrl-C as well
                 with contextlib.suppress(XdpErmError):  # the interface may be gone; the first error is the one to tell
                     nic.restore(links, links.find(name), changes)
                 if isinstance(error, OSError):

@@ -26,13 +26,13 @@ FEATURES = {
 }
 
 
-def prepare(links: Links, link: Link, set_mtu: bool) -> tuple[list[str], dict[str, Any]]:
+def prepare(links: Links, link: Link, set_mtu: bool, changes: dict[str, Any]) -> list[str]:
     """Before attaching: the MTU, and the features that keep drivers from taking XDP.
 
-    Returns a line for each thing done or left to do, and what was changed.
+    Returns a line for each thing done or left to do. What it changes is put into `changes` at once, so that it can be
+    undone even where preparing fails half-way.
     """
     said = []
-    changes: dict[str, Any] = {}
     if link.mtu < FULL_FRAME_MTU and set_mtu:
         links.set_mtu(link, FULL_FRAME_MTU)
         changes["mtu"] = [link.mtu, FULL_FRAME_MTU]
@@ -44,11 +44,14 @@ def prepare(links: Links, link: Link, set_mtu: bool) -> tuple[list[str], dict[st
     if turned_off:
         changes["features"] = turned_off
         said.append(f"{link.name}: turned off {', '.join(turned_off)}")
-    return said, changes
+    return said
 
 
 def settle(link: Link) -> tuple[list[str], dict[str, Any]]:
-    """Once attached: some drivers turn a feature on with XDP. Returns as prepare does, and warns of what stays on."""
+    """Once attached: some drivers turn a feature on with XDP. Warns of what stays on.
+
+    Returns a line for each, and what was changed.
+    """
     turned_off, still_on = _turn_off(link)
     said = [f"{link.name}: turned off {', '.join(turned_off)}, which came on with XDP"] if turned_off else []
     said += [f"{link.name}: warning: {name} is on and the driver does not let it be turned off; it {FEATURES[name]}"
