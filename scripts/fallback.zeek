@@ -1,8 +1,8 @@
 ##! Analyses ERM that reaches Zeek with its wrapping on: XDP is not attached, the outer packet came in fragments, or
 ##! there are more levels than XDP removes. To switch it off: ``redef XDP_ERM::fallback = F;``.
 ##!
-##! Inner flows name the switch's session in conn.log's ``tunnel_parents``, whose uid stands in ``tunnel.log``. They have
-##! no VLAN: it is only in the ERM header, which is skipped here. ``Tunnel::max_depth`` limits the levels.
+##! Inner flows name the switch's session in conn.log's ``tunnel_parents``, whose uid stands in ``tunnel.log``. They
+##! have no VLAN: it is only in the ERM header, which is skipped here. ``Tunnel::max_depth`` limits the levels.
 ##!
 ##! The analyzer meant for such headers, SKIP, is not enough: before Zeek 9.0 it reads a datagram of less than 12 bytes
 ##! past its end, and in any version it loses what comes in fragments.

@@ -196,8 +196,8 @@ function accept(version: count, host: string, iface: string, sequence: count): b
 	{
 	if ( version != protocol_version )
 		{
-		Reporter::warning(fmt("XDP_ERM: %s sends reports of version %d, this Zeek package knows version %d: install the same xdp-erm on both",
-		                      host, version, protocol_version));
+		Reporter::warning(fmt("XDP_ERM: %s sends reports of version %d, this Zeek package knows version %d: " +
+		                      "install the same xdp-erm on both", host, version, protocol_version));
 		return F;
 		}
 

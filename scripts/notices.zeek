@@ -51,7 +51,8 @@ global undecapsulated: event(start: time, host: string, iface: string, id: conn_
 function publisher_silent(reporting: table[string, string] of time, host: string, iface: string): interval
 	{
 	NOTICE(Notice::Info($note=Publisher_Silent,
-	                    $msg=fmt("No xdp-erm report for %s on %s for %s: check there that \"xdp-erm publish\" runs (zeekctl cron restarts it) and what it says",
+	                    $msg=fmt("No xdp-erm report for %s on %s for %s: check there that \"xdp-erm publish\" runs " +
+	                             "(zeekctl cron restarts it) and what it says",
 	                             iface, host, publisher_silence),
 	                    $identifier=cat(host, iface), $suppress_for=suppression));
 	return 0sec;
@@ -66,7 +67,8 @@ function session_silent(busy: table[string, string, addr, port] of time, host: s
 	# Without reports nothing is known of the session.
 	if ( [host, iface] in reporting )
 		NOTICE(Notice::Info($note=Session_Silent, $src=source,
-		                    $msg=fmt("Switch %s sent nothing in mirror session %d to %s on %s for %s: check on the switch that the session is not suspended, and that %s still answers its ARP requests",
+		                    $msg=fmt("Switch %s sent nothing in mirror session %d to %s on %s for %s: check on the " +
+		                             "switch that the session is not suspended, and that %s still answers its ARP requests",
 		                             source, port_to_count(source_port), iface, host, session_silence, host),
 		                    $identifier=cat(host, iface, source, source_port), $suppress_for=suppression));
 	return 0sec;
@@ -95,20 +97,23 @@ hook reported(r: Report)
 	local malformed = rate(c$malformed$packets + c$truncated$packets, r);
 	if ( malformed > malformed_rate )
 		NOTICE(Notice::Info($note=Malformed_Traffic,
-		                    $msg=fmt("%.1f malformed or truncated packets a second on %s of %s: check the MTU along the path (1554 or more) and who sends them",
+		                    $msg=fmt("%.1f malformed or truncated packets a second on %s of %s: check the MTU along the path " +
+		                             "(1554 or more) and who sends them",
 		                             malformed, r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 
 	local foreign = rate(c$foreign_source$packets + c$foreign_target$packets, r);
 	if ( foreign > foreign_rate )
 		NOTICE(Notice::Info($note=Foreign_Traffic,
-		                    $msg=fmt("%.1f ERM packets a second on %s of %s come from or go to addresses that are not configured: add the switch to sources, or find out who sends them",
+		                    $msg=fmt("%.1f ERM packets a second on %s of %s come from or go to addresses that are not " +
+		                             "configured: add the switch to sources, or find out who sends them",
 		                             foreign, r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 
 	if ( c$inner_truncated$packets > truncated_share * c$decapsulated$packets )
 		NOTICE(Notice::Info($note=Truncating_Session,
-		                    $msg=fmt("%d of %d mirrored frames on %s of %s are cut: raise the MTU along the path to 1554 or more and take \"truncation\" off the mirror session",
+		                    $msg=fmt("%d of %d mirrored frames on %s of %s are cut: raise the MTU along the path to 1554 or " +
+		                             "more and take \"truncation\" off the mirror session",
 		                             c$inner_truncated$packets, c$decapsulated$packets, r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 	}
@@ -130,7 +135,9 @@ event undecapsulated(start: time, host: string, iface: string, id: conn_id)
 		return;
 
 	NOTICE(Notice::Info($note=Undecapsulated, $id=id,
-	                    $msg=fmt("ERM of switch %s, session %d, reaches Zeek undecapsulated although XDP is attached to %s of %s: see which counters \"xdp-erm stats %s\" shows growing there (fragments, foreign addresses, another port, more levels)",
+	                    $msg=fmt("ERM of switch %s, session %d, reaches Zeek undecapsulated although XDP is attached to %s of %s: " +
+	                             "see which counters \"xdp-erm stats %s\" shows growing there (fragments, foreign " +
+	                             "addresses, another port, more levels)",
 	                             id$orig_h, port_to_count(id$orig_p), iface, host, iface),
 	                    $identifier=cat(host, iface, id$orig_h, id$orig_p), $suppress_for=suppression));
 	}

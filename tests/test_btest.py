@@ -20,8 +20,8 @@ BTEST = shutil.which("btest", path=PATH)
 def test_btest(name: str) -> None:
     if not BTEST or not shutil.which("zeek", path=PATH):
         pytest.skip("no Zeek with btest on PATH or in /opt/zeek")
-    done = subprocess.run([BTEST, "--diagnostics", str(DIRECTORY / name)], cwd=REPOSITORY, env={**os.environ, "PATH": PATH},
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run([BTEST, "--diagnostics", str(DIRECTORY / name)], cwd=REPOSITORY,
+                          env={**os.environ, "PATH": PATH}, capture_output=True, text=True, timeout=300)
     said = done.stdout + done.stderr
     if "skipped" in said:
         pytest.skip(f"the test's @TEST-REQUIRES: {said.strip()}")

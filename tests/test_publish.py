@@ -17,15 +17,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import pytest
 import websockets
 
 from xdp_erm_py import publish, shared
 from xdp_erm_py.errors import UsageError, XdpErmError
-from xdp_erm_py.publish import events, publisher as publisher_module
+from xdp_erm_py.publish import events
+from xdp_erm_py.publish import publisher as publisher_module
 from xdp_erm_py.publish.publisher import Publisher
 from xdp_erm_py.publish.reports import Message, Reporter, host_drops
 from xdp_erm_py.publish.transports import ConnectionFailed, WebSocket
@@ -155,7 +157,7 @@ def test_a_broken_file_of_ends_is_as_none(ends: Path) -> None:
 
 
 @pytest.mark.parametrize("again", [
-    dict(attached_at="2023-11-14T23:13:20Z"), dict(ifindex=8)], ids=["attached anew", "interface created anew"])
+    {"attached_at": "2023-11-14T23:13:20Z"}, {"ifindex": 8}], ids=["attached anew", "interface created anew"])
 def test_a_new_attachment_counts_from_zero_even_if_it_counted_more(ends: Path, again: dict[str, Any]) -> None:
     readings = Readings(reading(10, session=10))
     reporter = Reporter(HOST, ends, readings)
@@ -440,9 +442,8 @@ class Dead:
 def test_another_transport_takes_over(ends: Path) -> None:
     async def scenario() -> None:
         dead = Dead()
-        async with Zeek() as zeek:
-            async with publishing(Growing(ends), dead, WebSocket("127.0.0.1", zeek.port)):
-                await until(lambda: len(zeek.received) >= 3)
+        async with Zeek() as zeek, publishing(Growing(ends), dead, WebSocket("127.0.0.1", zeek.port)):
+            await until(lambda: len(zeek.received) >= 3)
         assert dead.attempts == 1
     asyncio.run(scenario())
 
@@ -505,9 +506,9 @@ def test_only_one_publisher_runs(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     with publish._only_publisher(pid_file):
         assert pid_file.read_text() == f"{os.getpid()}\n"
-        with pytest.raises(XdpErmError, match=f"another publisher runs on this host \\(process {os.getpid()}, "):
-            with publish._only_publisher(pid_file):
-                pass
+        says = f"another publisher runs on this host \\(process {os.getpid()}, "
+        with pytest.raises(XdpErmError, match=says), publish._only_publisher(pid_file):
+            pass
     assert pid_file.read_text() == ""
     with publish._only_publisher(pid_file):
         pass

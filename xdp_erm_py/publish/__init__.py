@@ -15,8 +15,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from ..errors import UsageError, XdpErmError
 from .publisher import Publisher
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Publishes until SIGTERM or SIGINT. UsageError: an argument; XdpErmError: another publisher runs."""
-    from .. import stats  # late: pyroute2 takes a moment, and bad arguments need not wait for it
+    from .. import attachment, stats  # late: pyroute2 takes a moment, and bad arguments need not wait for it
 
     if not SHORTEST_INTERVAL <= arguments.interval <= LONGEST_INTERVAL:
         raise UsageError(f"--interval {arguments.interval:g}: must be {SHORTEST_INTERVAL:g} to {LONGEST_INTERVAL:g} "
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     transports = wanted_transports(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
     with _only_publisher(arguments.pid_file):
-        stats.require_root()
+        attachment.require_root()
         reporter = Reporter(arguments.host_name, arguments.pid_file.with_suffix(".json"), stats.snapshot)
         asyncio.run(publish(reporter, transports, arguments))
     return 0
@@ -83,12 +83,8 @@ def wanted_transports(arguments: argparse.Namespace) -> list[Transport]:
         if not _is_loopback(host):
             raise UsageError(f"--websocket {arguments.websocket}: must be a loopback address, because Zeek's WebSocket "
                              "API asks for no password")
-        try:
-            import websockets.exceptions  # noqa: F401 (is it there?)
-            transports.append(WebSocket(host, port))
-        except ImportError:
-            if arguments.transport == "websocket" or not arguments.peer:
-                raise XdpErmError("the websockets package is missing for this Python: install python3-websockets") from None
+        import websockets  # noqa: F401 (a missing one is to be known before the first report)
+        transports.append(WebSocket(host, port))
     if arguments.transport == "broker" and not arguments.peer:
         raise UsageError("--transport broker: needs --peer ADDRESS:PORT, the manager's address")
     if arguments.peer and arguments.transport != "websocket":

@@ -16,8 +16,8 @@ import threading
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import broker  # type: ignore[import]
-import broker.zeek  # type: ignore[import]
+import broker
+import broker.zeek
 
 from . import events
 

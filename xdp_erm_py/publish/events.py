@@ -7,8 +7,9 @@ vector [1, 1, [event name, [arguments]]], every value with its type. A record is
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import datetime, timezone
-from typing import Any, Iterable
+from typing import Any
 
 VERSION = 1
 

@@ -7,7 +7,8 @@ import collections
 import contextlib
 import logging
 import time
-from typing import Iterable, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from ..errors import XdpErmError
 from . import events
@@ -145,8 +146,8 @@ class Publisher:
             except ValueError as error:
                 raise ConnectionFailed(f"{transport.name}: {error}") from error
             if complaint:
-                raise ConnectionFailed(f"{transport.name}: Zeek refuses the report: {complaint}: check that its xdp-erm "
-                                       "package is of the same version")
+                raise ConnectionFailed(f"{transport.name}: Zeek refuses the report: {complaint}: check that its "
+                                       "xdp-erm package is of the same version")
 
 
 def _backoff(failures: int) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import zlib
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -24,13 +25,33 @@ Snapshot = dict[str, Any]
 
 
 class Message(NamedTuple):
-    """What is to be told of one interface, and what to remember when Zeek has it."""
+    """What is to be told of one interface, and what to remember when Zeek has it.
+
+    Packed, because with many sessions and Zeek away some sixty large messages are kept.
+    """
 
     interface: str
     sequence: int
-    text: str
-    end: dict[str, Any] | None
-    """Where the next interval begins; None: the program is gone."""
+    packed: bytes
+
+    @classmethod
+    def pack(cls, interface: str, sequence: int, text: str, end: dict[str, Any] | None) -> Message:
+        return cls(interface, sequence, zlib.compress(json.dumps([text, end]).encode()))
+
+    @property
+    def text(self) -> str:
+        """The message itself."""
+        text: str = self._unpack()[0]
+        return text
+
+    @property
+    def end(self) -> dict[str, Any] | None:
+        """Where the next interval begins; None: the program is gone."""
+        end: dict[str, Any] | None = self._unpack()[1]
+        return end
+
+    def _unpack(self) -> Any:
+        return json.loads(zlib.decompress(self.packed))
 
 
 class Reporter:
@@ -73,21 +94,17 @@ class Reporter:
         now = time.time()
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         drops = host_drops()
-        messages = [self._report(interface, now, since_boot, drops.get(name)) for name, interface in attached.items()]
-        messages += [self._detached(name, now) for name in self._made if name not in attached]
-        for message in messages:
-            if message.end is None:
-                del self._made[message.interface]
-            else:
-                self._made[message.interface] = message.end
+        messages = [self._detached(name, now) for name in list(self._made) if name not in attached]
+        messages += [self._report(interface, now, since_boot, drops.get(name)) for name, interface in attached.items()]
         return messages
 
     def acknowledge(self, message: Message) -> None:
         """Remembers that Zeek has this message and will not need it again."""
-        if message.end is None:
+        end = message.end
+        if end is None:
             self._acknowledged.pop(message.interface, None)
         else:
-            self._acknowledged[message.interface] = message.end
+            self._acknowledged[message.interface] = end
         self._write()
 
     def _next_sequence(self, now: float) -> int:
@@ -128,15 +145,17 @@ class Reporter:
             events.NONE if None in (drops, begin["drops"]) else events.count(max(drops - begin["drops"], 0)),
             events.vector(_sessions(interface["sessions"], begin["sessions"])),
         ]))
-        return Message(name, sequence, text, end)
+        self._made[name] = end
+        return Message.pack(name, sequence, text, end)
 
     def _detached(self, name: str, now: float) -> Message:
+        del self._made[name]
         sequence = self._next_sequence(now)
         text = events.encode(
             events.REPORT_TOPIC, events.DETACHED, events.count(events.VERSION), events.count(sequence),
             events.timestamp(now), events.string(self._host), events.string(name),
             events.boolean(name in host_drops()))
-        return Message(name, sequence, text, None)
+        return Message.pack(name, sequence, text, None)
 
 
 def _sessions(sessions: list[Snapshot], begin: dict[str, list[int]]) -> list[events.Value]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, Protocol
+from typing import Any, Protocol
 
 from . import events
 
@@ -52,8 +54,8 @@ class WebSocket:
         self._connection: Any = None
 
     async def open(self) -> None:
-        import websockets  # late: not needed with Broker's bindings
-
+        # Version 10.4, of Debian 12 and Ubuntu 24.04, does not tell type checkers that it has connect().
+        websockets: Any = importlib.import_module("websockets")
         with self._failures():
             # A socket of our own: newer versions would ask a configured proxy to connect to our loopback address.
             connected = await _connect(*self._address)

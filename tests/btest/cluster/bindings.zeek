@@ -1,16 +1,16 @@
 # @TEST-DOC: Broker's Python bindings bring each report to the manager once, without a WebSocket server.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import websockets'
+# @TEST-REQUIRES: python3 -c 'import websockets'
 # @TEST-PORT: MANAGER_PORT
 # @TEST-PORT: WORKER1_PORT
 # @TEST-PORT: WORKER2_PORT
 # @TEST-PORT: WEBSOCKET_PORT
 #
 # @TEST-EXEC: cp $SCRIPTS/cluster-layout.zeek .
-# @TEST-EXEC: btest-bg-run manager "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=manager zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: btest-bg-run worker-1 "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=worker-1 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: btest-bg-run worker-2 "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=worker-2 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: publish-reports --transport broker --peer 127.0.0.1:${MANAGER_PORT%/tcp}
+# @TEST-EXEC: btest-bg-run manager "CLUSTER_NODE=manager zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run worker-1 "CLUSTER_NODE=worker-1 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run worker-2 "CLUSTER_NODE=worker-2 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: timeout 60 publish-reports --transport broker --peer 127.0.0.1:${MANAGER_PORT%/tcp}
 # @TEST-EXEC: btest-bg-wait 60
 # @TEST-EXEC: xdp-erm-columns < manager/xdp_erm.log > reports
 # @TEST-EXEC: btest-diff reports

@@ -1,12 +1,12 @@
 # @TEST-DOC: With JSON logs the columns have the same names.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import websockets'
+# @TEST-REQUIRES: python3 -c 'import websockets'
 # @TEST-PORT: WEBSOCKET_PORT
 #
 # @TEST-EXEC: btest-bg-run zeek "zeek $XDP_ERM $SCRIPTS/node.zeek LogAscii::use_json=T"
-# @TEST-EXEC: publish-reports --websocket 127.0.0.1:${WEBSOCKET_PORT%/tcp}
+# @TEST-EXEC: timeout 60 publish-reports --websocket 127.0.0.1:${WEBSOCKET_PORT%/tcp}
 # @TEST-EXEC: btest-bg-wait 60
-# @TEST-EXEC: /usr/bin/python3 keys.py zeek/xdp_erm.log zeek/xdp_erm_sessions.log > keys
+# @TEST-EXEC: python3 keys.py zeek/xdp_erm.log zeek/xdp_erm_sessions.log > keys
 # @TEST-EXEC: btest-diff keys
 
 # @TEST-START-FILE keys.py

@@ -1,6 +1,6 @@
 # @TEST-DOC: In a cluster with a logger node the logger has the rows, and the manager has none.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import websockets'
+# @TEST-REQUIRES: python3 -c 'import websockets'
 # @TEST-PORT: MANAGER_PORT
 # @TEST-PORT: WORKER1_PORT
 # @TEST-PORT: WORKER2_PORT
@@ -8,11 +8,11 @@
 # @TEST-PORT: WEBSOCKET_PORT
 #
 # @TEST-EXEC: cp $SCRIPTS/cluster-layout.zeek .
-# @TEST-EXEC: btest-bg-run logger "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=logger zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: btest-bg-run manager "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=manager zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: btest-bg-run worker-1 "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=worker-1 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: btest-bg-run worker-2 "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=worker-2 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: publish-reports --websocket 127.0.0.1:${WEBSOCKET_PORT%/tcp}
+# @TEST-EXEC: btest-bg-run logger "CLUSTER_NODE=logger zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run manager "CLUSTER_NODE=manager zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run worker-1 "CLUSTER_NODE=worker-1 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run worker-2 "CLUSTER_NODE=worker-2 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: timeout 60 publish-reports --websocket 127.0.0.1:${WEBSOCKET_PORT%/tcp}
 # @TEST-EXEC: btest-bg-wait 60
 # @TEST-EXEC: xdp-erm-columns < logger/xdp_erm.log > reports
 # @TEST-EXEC: btest-diff reports

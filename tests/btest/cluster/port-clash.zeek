@@ -2,7 +2,7 @@
 #
 # @TEST-PORT: WEBSOCKET_PORT
 #
-# @TEST-EXEC: /usr/bin/python3 taken.py zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT > out
+# @TEST-EXEC: python3 taken.py zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT > out
 # @TEST-EXEC: btest-diff out
 # @TEST-EXEC: zeek-cut level message < reporter.log | sed "s/:[0-9][0-9]*/:PORT/g" > complaints
 # @TEST-EXEC: btest-diff complaints

@@ -1,10 +1,10 @@
-# @TEST-DOC: A standalone Zeek takes the publisher's reports over its own WebSocket server: logs, sessions, notices, metrics.
+# @TEST-DOC: A standalone Zeek takes reports over its own WebSocket server: logs, notices, metrics.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import websockets'
+# @TEST-REQUIRES: python3 -c 'import websockets'
 # @TEST-PORT: WEBSOCKET_PORT
 #
 # @TEST-EXEC: btest-bg-run zeek "zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT > out"
-# @TEST-EXEC: publish-reports --websocket 127.0.0.1:${WEBSOCKET_PORT%/tcp}
+# @TEST-EXEC: timeout 60 publish-reports --websocket 127.0.0.1:${WEBSOCKET_PORT%/tcp}
 # @TEST-EXEC: btest-bg-wait 60
 # @TEST-EXEC: xdp-erm-columns < zeek/xdp_erm.log > reports
 # @TEST-EXEC: btest-diff reports

@@ -1,6 +1,6 @@
-# @TEST-DOC: On the ZeroMQ backend each report, sent to the first worker's WebSocket server, is one row of the logger's.
+# @TEST-DOC: On ZeroMQ each report, sent to the first worker's WebSocket server, is one row of the logger's.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import websockets'
+# @TEST-REQUIRES: python3 -c 'import websockets'
 # @TEST-PORT: MANAGER_PORT
 # @TEST-PORT: WORKER1_PORT
 # @TEST-PORT: WORKER2_PORT
@@ -10,11 +10,11 @@
 # @TEST-PORT: WEBSOCKET_PORT
 #
 # @TEST-EXEC: cp $SCRIPTS/cluster-layout.zeek .
-# @TEST-EXEC: btest-bg-run logger "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=logger zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: btest-bg-run manager "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=manager zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: btest-bg-run worker-1 "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=worker-1 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: btest-bg-run worker-2 "ZEEKPATH=$(zeek-config --zeekpath):.. CLUSTER_NODE=worker-2 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: publish-reports --websocket 127.0.0.1:${WEBSOCKET_PORT%/tcp}
+# @TEST-EXEC: btest-bg-run logger "CLUSTER_NODE=logger zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run manager "CLUSTER_NODE=manager zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run worker-1 "CLUSTER_NODE=worker-1 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run worker-2 "CLUSTER_NODE=worker-2 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: timeout 60 publish-reports --websocket 127.0.0.1:${WEBSOCKET_PORT%/tcp}
 # @TEST-EXEC: btest-bg-wait 60
 # @TEST-EXEC: xdp-erm-columns < logger/xdp_erm.log > reports
 # @TEST-EXEC: btest-diff reports
@@ -24,7 +24,12 @@
 @load frameworks/cluster/backend/zeromq
 @load frameworks/cluster/backend/zeromq/connect
 
-redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = fmt("tcp://127.0.0.1:%d", port_to_count(to_port(getenv("XPUB_PORT"))));
-redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = fmt("tcp://127.0.0.1:%d", port_to_count(to_port(getenv("XSUB_PORT"))));
-redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = fmt("tcp://127.0.0.1:%d", port_to_count(to_port(getenv("XSUB_PORT"))));
-redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = fmt("tcp://127.0.0.1:%d", port_to_count(to_port(getenv("XPUB_PORT"))));
+function on_loopback(variable: string): string
+	{
+	return fmt("tcp://127.0.0.1:%d", port_to_count(to_port(getenv(variable))));
+	}
+
+redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = on_loopback("XPUB_PORT");
+redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = on_loopback("XSUB_PORT");
+redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = on_loopback("XSUB_PORT");
+redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = on_loopback("XPUB_PORT");

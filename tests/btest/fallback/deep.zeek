@@ -1,6 +1,6 @@
 # @TEST-DOC: Of as many levels of ERM as a datagram can hold Zeek takes as many as tunnels may be deep.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import scapy.all'
+# @TEST-REQUIRES: python3 -c 'import scapy.all'
 #
 # @TEST-EXEC: make-trace deep deep.pcap
 # @TEST-EXEC: zeek -r deep.pcap $XDP_ERM %INPUT

@@ -1,6 +1,6 @@
 # @TEST-DOC: Datagrams of every length, from none on: what is too short is reported, and none is read past its end.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import scapy.all'
+# @TEST-REQUIRES: python3 -c 'import scapy.all'
 #
 # @TEST-EXEC: make-trace lengths lengths.pcap
 # @TEST-EXEC: zeek -r lengths.pcap $XDP_ERM %INPUT

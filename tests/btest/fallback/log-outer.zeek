@@ -1,6 +1,6 @@
 # @TEST-DOC: The rows of the ERM datagrams themselves are there when they are wanted.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import scapy.all'
+# @TEST-REQUIRES: python3 -c 'import scapy.all'
 #
 # @TEST-EXEC: make-trace mirrored mirrored.pcap
 # @TEST-EXEC: zeek -r mirrored.pcap $XDP_ERM %INPUT

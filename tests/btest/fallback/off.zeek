@@ -1,6 +1,6 @@
 # @TEST-DOC: One line switches the fallback off: then the ERM datagrams are what is seen.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import scapy.all'
+# @TEST-REQUIRES: python3 -c 'import scapy.all'
 #
 # @TEST-EXEC: make-trace mirrored mirrored.pcap
 # @TEST-EXEC: zeek -r mirrored.pcap $XDP_ERM %INPUT

@@ -1,6 +1,6 @@
 # @TEST-DOC: A flow to ERM's port that is answered is not ERM and stays in conn.log.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import scapy.all'
+# @TEST-REQUIRES: python3 -c 'import scapy.all'
 #
 # @TEST-EXEC: make-trace other_udp other_udp.pcap
 # @TEST-EXEC: zeek -r other_udp.pcap $XDP_ERM %INPUT

@@ -1,6 +1,6 @@
-# @TEST-DOC: A datagram of less than 12 bytes is not read past its end: plain SKIP sees what an earlier packet left there, the fallback does not.
+# @TEST-DOC: In a datagram of less than 12 bytes SKIP sees what an earlier packet left there, the fallback does not.
 #
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import scapy.all'
+# @TEST-REQUIRES: python3 -c 'import scapy.all'
 # @TEST-REQUIRES: zeek -e 'exit(Version::at_least("9.0.0") ? 1 : 0)'
 #
 # @TEST-EXEC: make-trace stale stale.pcap

@@ -1,7 +1,7 @@
-# @TEST-DOC: On a live interface, with the real command: its counts are logged, and ERM on a port that XDP was not told of is noticed and analysed by the fallback.
+# @TEST-DOC: The real command's counts are logged; ERM on a port that XDP was not told of is noticed and analysed.
 #
 # @TEST-REQUIRES: test $(id -u) -eq 0
-# @TEST-REQUIRES: /usr/bin/python3 -c 'import bcc, scapy.all, websockets'
+# @TEST-REQUIRES: python3 -c 'import bcc, scapy.all, websockets'
 # @TEST-REQUIRES: zeek -N Zeek::AF_Packet
 #
 # @TEST-EXEC: make-trace mirrored mirrored.pcap
@@ -31,7 +31,7 @@ ip link add erm0 type veth peer name erm1
 sysctl -qw net.ipv6.conf.erm0.disable_ipv6=1 net.ipv6.conf.erm1.disable_ipv6=1
 ip link set erm0 up mtu 1600
 ip link set erm1 up mtu 1600
-xdp_erm="/usr/bin/python3 -m xdp_erm_py"
+xdp_erm="python3 -m xdp_erm_py"
 $xdp_erm attach erm0 --port 9999
 zeek -C -i af_packet::erm0 $XDP_ERM "$1" &
 zeek=$!
@@ -39,7 +39,7 @@ $xdp_erm publish --interval 1 --pid-file ./pid &
 publisher=$!
 # The notice leaves out flows that are about as old as the program.
 sleep 7
-/usr/bin/python3 -c 'from scapy.all import rdpcap, sendp; sendp(rdpcap("mirrored.pcap"), iface="erm1", verbose=False)'
+python3 -c 'from scapy.all import rdpcap, sendp; sendp(rdpcap("mirrored.pcap"), iface="erm1", verbose=False)'
 wait $zeek
 kill $publisher
 wait $publisher

@@ -1,4 +1,4 @@
-# @TEST-DOC: A busy session that stops, and then the publisher itself, are noticed; a session that never was busy is not.
+# @TEST-DOC: A busy session that stops, and then the publisher, are noticed; a session that never was busy is not.
 #
 # @TEST-EXEC: zeek $XDP_ERM %INPUT
 # @TEST-EXEC: zeek-cut note msg src < notice.log > notices
@@ -14,14 +14,20 @@ const nothing = XDP_ERM::Counter($packets=0, $bytes=0);
 
 global number = 0;
 
+function session(source: addr, packets: count): XDP_ERM::Session
+	{
+	return XDP_ERM::Session($source=source, $source_port=5/udp, $packets=packets, $bytes=packets,
+	                        $last_seen=current_time());
+	}
+
 event reading()
 	{
 	++number;
 	local sessions: vector of XDP_ERM::Session;
 	if ( number == 1 )
 		{
-		sessions += XDP_ERM::Session($source=198.51.100.1, $source_port=5/udp, $packets=100, $bytes=100, $last_seen=current_time());
-		sessions += XDP_ERM::Session($source=198.51.100.2, $source_port=5/udp, $packets=99, $bytes=100, $last_seen=current_time());
+		sessions += session(198.51.100.1, 100);
+		sessions += session(198.51.100.2, 99);
 		}
 	hook XDP_ERM::reported(XDP_ERM::Report($version=1, $sequence=number, $ts=current_time(), $host="sensor",
 	    $interface="eth7", $mode="native", $attached_at=double_to_time(0.0), $ts_delta=10sec, $sessions=sessions,
