@@ -57,7 +57,9 @@ def stacked(frame, tags):
 @st.composite
 def wrapped(draw, inner):
     """One more level of ERM around what `inner` draws; each of its fields is wrong now and then."""
-    payload = bytes(draw(erm_headers)) + draw(inner)
+    frame = draw(inner)
+    end = draw(sometimes(len(frame), st.integers(SHORTEST, len(frame))))
+    payload, behind = bytes(draw(erm_headers)) + frame[:end], frame[end:] + draw(trailers)
     near = st.integers(-30, 30)
     udp_length = draw(sometimes(8 + len(payload), near.map(lambda off: max(0, 8 + len(payload) + off))))
     options = [IPOption_NOP()] * 4 * draw(st.integers(0, 10))
@@ -70,7 +72,7 @@ def wrapped(draw, inner):
         proto=draw(sometimes(17, st.integers(0, 255))))
     transport = udp(dport=draw(sometimes(ERM_DEFAULT_PORT, st.integers(7930, 7934))), sport=draw(st.integers(1, 4)),
                     len=udp_length)
-    return bytes(stacked(ETHER, draw(vlan_tags)) / network / transport / Raw(payload + draw(trailers))) + draw(trailers)
+    return bytes(stacked(ETHER, draw(vlan_tags)) / network / transport / Raw(payload + draw(trailers))) + behind
 
 
 @st.composite
