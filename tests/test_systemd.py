@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import time
-import zipapp
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -151,7 +150,7 @@ class Booted:
         return set(self.do("find", "/etc/systemd/system", "-mindepth", "1", "-printf", "%P\n").splitlines())
 
     def add_interface(self, name: str) -> None:
-        """A veth, whose other end is called the same with "-peer" instead of its last digit."""
+        """A veth; peer() names its other end."""
         self.do("ip", "link", "add", name, "mtu", "1600", "up", "type", "veth", "peer", "name", peer(name))
         self.do("ip", "link", "set", peer(name), "up", "mtu", "1600")
 
@@ -231,7 +230,7 @@ def booted(systemd_process: int) -> Iterator[Booted]:
     yield booted
     booted.run("sh", "-c", "rm -rf /etc/systemd/system/xdp-erm*.d")
     booted.run(str(XDP_ERM), "systemd", "remove")
-    booted.run("sh", "-c", "systemctl disable --now zeek; rm -rf /etc/xdp-erm.yaml /etc/systemd/system/*; "
+    booted.run("sh", "-c", "systemctl stop zeek other; rm -rf /etc/xdp-erm.yaml /etc/systemd/system/*; "
                            "systemctl daemon-reload; systemctl stop multi-user.target; systemctl reset-failed; "
                            "for peer in /sys/class/net/*-peer; do ip link delete \"${peer##*/}\"; done")
 
@@ -241,8 +240,8 @@ def test_attached_at_boot_before_zeek(booted: Booted) -> None:
     booted.write("/etc/systemd/system/zeek.service", ZEEK_UNIT)
     booted.do("systemctl", "enable", "zeek")
     assert booted.xdp_erm("systemd", "install").splitlines() == [
-        "wrote /etc/systemd/system/xdp-erm@.service",
         "wrote /etc/systemd/system/xdp-erm-publish.service",
+        "wrote /etc/systemd/system/xdp-erm@.service",
         r"enabled xdp-erm@eth0.10.service, xdp-erm@br\x2dlan0.service, xdp-erm-publish.service",
         "eth0.10: there is no such interface now; its unit starts when it appears",
         "br-lan0: there is no such interface now; its unit starts when it appears",
@@ -288,6 +287,14 @@ def test_reload_swaps_and_stop_detaches(booted: Booted) -> None:
     assert booted.state("xdp-erm@mon0") == "inactive"
 
 
+def test_publisher_stops_before_the_counters_go(booted: Booted) -> None:
+    booted.write(f"/etc/systemd/system/{systemd.PUBLISHER}.d/slow.conf", "[Service]\nExecStop=/bin/sleep 1\n")
+    booted.xdp_erm("systemd", "install", "--now", "mon0")
+    booted.do("systemctl", "stop", systemd.PUBLISHER, "xdp-erm@mon0")
+    stopped = int(booted.state(systemd.PUBLISHER, "InactiveEnterTimestampMonotonic"))
+    assert 0 < stopped <= int(booted.state("xdp-erm@mon0", "ActiveExitTimestampMonotonic"))
+
+
 def test_what_else_attaches_and_the_unit_do_not_fight(booted: Booted) -> None:
     booted.write("/etc/xdp-erm.yaml", "interfaces: {mon0: {}}")
     booted.xdp_erm("attach", "mon0")
@@ -320,10 +327,11 @@ def test_publisher_is_kept_running(booted: Booted) -> None:
     assert booted.state(systemd.PUBLISHER, "RestartUSec") == "30s"
     booted.write(f"/etc/systemd/system/{systemd.PUBLISHER}.d/soon.conf", "[Service]\nRestartSec=3s\n")
     booted.do("systemctl", "daemon-reload")
-    # It read the counters, all hardening notwithstanding, and found nobody to tell.
+    # All hardening notwithstanding, it read the counters; it found nobody to tell.
     def reported() -> bool:
         return "reports do not reach Zeek" in booted.log(systemd.PUBLISHER)
     booted.wait_until("the publisher's report", reported)
+    assert "cannot read the counters" not in booted.log(systemd.PUBLISHER)
     first = booted.state(systemd.PUBLISHER, "MainPID")
     booted.do("kill", "-KILL", first)
     booted.wait_until("the publisher restarted", lambda: booted.state(systemd.PUBLISHER, "NRestarts") == "1")
@@ -368,15 +376,35 @@ def test_install_again(booted: Booted) -> None:
     files = booted.unit_files()
     assert booted.xdp_erm("systemd", "install", "mon0") == f"enabled xdp-erm@mon0.service, {systemd.PUBLISHER}\n"
     assert booted.unit_files() == files
-    # What an earlier version wrote is brought up to date.
+    booted.xdp_erm("systemd", "remove")  # what never ran
+    assert booted.unit_files() == set()
+
+
+def test_install_brings_up_to_date(booted: Booted) -> None:
+    booted.xdp_erm("systemd", "install", "--now", "mon0")
+    files = booted.unit_files()
     path = f"/etc/systemd/system/{systemd.TEMPLATE}"
-    booted.write(path, f"{systemd.MARKER} 0.0.1\n")
-    assert booted.xdp_erm("systemd", "install", "mon0").splitlines()[0] == f"wrote {path}"
+    booted.write(path, f"{systemd.MARKER} of an earlier version\n[Service]\nExecStart=/bin/true\n")
+    booted.write("/etc/xdp-erm.yaml", "defaults: {vlan: strip}")
+    assert booted.xdp_erm("systemd", "install", "--now", "mon0").splitlines() == [
+        f"wrote {path}",
+        f"enabled xdp-erm@mon0.service, {systemd.PUBLISHER}",
+        f"started xdp-erm@mon0.service, {systemd.PUBLISHER}",
+    ]
     assert booted.do("cat", path) == systemd.unit_text(systemd.TEMPLATE, XDP_ERM)
     assert booted.do("stat", "--format=%a", path) == "644\n"
     assert booted.unit_files() == files
-    booted.xdp_erm("systemd", "remove")  # what never ran
-    assert booted.unit_files() == set()
+    assert booted.state("xdp-erm@mon0", "NeedDaemonReload") == "no"
+    assert booted.attached()["mon0"]["config"]["vlan"] == "strip"  # type: ignore[index]
+
+
+def test_install_does_not_wait_for_absent_interfaces(booted: Booted) -> None:
+    assert booted.xdp_erm("systemd", "install", "--now", "mon0", "mon1").splitlines()[2:] == [
+        f"enabled xdp-erm@mon0.service, xdp-erm@mon1.service, {systemd.PUBLISHER}",
+        "mon1: there is no such interface now; its unit starts when it appears",
+        f"started xdp-erm@mon0.service, {systemd.PUBLISHER}",
+    ]
+    assert set(booted.attached()) == {"mon0"}
 
 
 @pytest.mark.parametrize("unit", systemd.UNITS)
@@ -412,7 +440,8 @@ def test_a_bad_configuration_changes_nothing(booted: Booted) -> None:
 def test_remove(booted: Booted) -> None:
     booted.add_interface("mon1")
     booted.xdp_erm("systemd", "install", "--now", "mon0", "mon1")
-    booted.write("/etc/systemd/system/other.service", ZEEK_UNIT)
+    booted.write("/etc/systemd/system/other.service", f"[Unit]\nAfter={systemd.PUBLISHER}\n{ZEEK_UNIT}")
+    booted.do("systemctl", "start", "other")
     assert booted.xdp_erm("systemd", "remove", "mon0") == "xdp-erm@mon0.service: stopped and disabled\n"
     assert set(booted.attached()) == {"mon1"}
     assert not any("mon0" in file for file in booted.unit_files())
@@ -424,19 +453,19 @@ def test_remove(booted: Booted) -> None:
         f"stopped, disabled and removed /etc/systemd/system/{unit}" for unit in systemd.UNITS]
     assert booted.attached() == {}
     assert booted.unit_files() == {"other.service"}
-    assert booted.do("systemctl", "list-units", "--all", "--no-legend", "xdp-erm*") == ""
+    assert booted.do("systemctl", "list-units", "--all", "--no-legend", "xdp-erm@*") == ""
+    assert booted.state(systemd.PUBLISHER, "LoadState") == "not-found"
     assert booted.xdp_erm("systemd", "remove") == "the units are not installed\n"
 
 
 def test_from_the_pyz(booted: Booted, tmp_path: Path) -> None:
     """The helper as one file, in a directory of another user's."""
-    for name in ("xdp_erm_py", "bpf"):
-        shutil.copytree(REPOSITORY / name, tmp_path / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("xdp_erm_py", "bpf", "zeekctl"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(["/usr/bin/python3", tmp_path / "zeekctl" / "build.py"], timeout=TIMEOUT, check=True)
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    pyz = home / "xdp-erm.pyz"
-    zipapp.create_archive(tmp_path / "tree", pyz, "/usr/bin/python3", main="xdp_erm_py.cli:main")
-    pyz.chmod(0o700)
+    pyz = shutil.copy(tmp_path / "build" / "zeekctl" / "xdp-erm.pyz", home)
     for path in (home, pyz):
         os.chown(path, 65534, 65534)
     booted.do(str(pyz), "systemd", "install", "--now", "mon0")

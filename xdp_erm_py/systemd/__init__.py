@@ -19,7 +19,7 @@ from ..errors import UsageError, XdpErmError
 UNIT_DIRECTORY = Path("/etc/systemd/system")
 TEMPLATE = "xdp-erm@.service"
 PUBLISHER = "xdp-erm-publish.service"
-UNITS = (TEMPLATE, PUBLISHER)
+UNITS = (PUBLISHER, TEMPLATE)  # in the order to stop them: the publisher's last report needs the counters
 
 #: How every unit file of ours begins.
 MARKER = "# Written by `xdp-erm systemd install`"
@@ -62,10 +62,8 @@ def _install(args: argparse.Namespace) -> None:
     for unit in changed:
         _write(UNIT_DIRECTORY / unit, texts[unit])
         print(f"wrote {UNIT_DIRECTORY / unit}")
-    if changed:
-        _systemctl("daemon-reload")
     units = [_instance(name) for name in names]
-    _systemctl("enable", *units, PUBLISHER)
+    _systemctl("enable", *units, PUBLISHER)  # which also has systemd read its files again
     print(f"enabled {', '.join([*units, PUBLISHER])}")
     absent = [name for name in names if not Path("/sys/class/net", name).exists()]
     for name in absent:
