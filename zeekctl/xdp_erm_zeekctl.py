@@ -1,0 +1,535 @@
+"""zeekctl plugin: attaches xdp-erm on the hosts of AF_PACKET workers before these start, and runs its publisher there.
+
+What is done on a host is always a command of the helper, xdp-erm.pyz, which zeekctl copies there along with this file.
+zeekctl's state keeps what was attached and started: `zeekctl cron` mends that, and nothing else is detached or stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shlex
+import subprocess
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import ZeekControl.cmdresult
+import ZeekControl.config
+import ZeekControl.plugin
+
+HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "xdp-erm.pyz")
+
+# What zeekctl.cfg can set, as xdp_erm.NAME: name, default, description. Strings, as they are in node.cfg. The empty
+# ones are left to the hosts' configuration file.
+OPTIONS = (
+    ("attach", "1", "Attach xdp-erm to the interfaces of AF_PACKET workers (0 or 1)."),
+    ("config", "", "Configuration file on the hosts, in place of /etc/xdp-erm.yaml."),
+    ("port", "", "UDP destination ports that carry ERM."),
+    ("vlan", "", "The mirrored frame's 802.1Q tag: restore, tagged or strip."),
+    ("depth", "", "Levels of ERM inside ERM to peel, 1 to 3."),
+    ("mode", "", "Where XDP runs: auto, native or generic."),
+    ("sources", "", "IPv4 prefixes of the switches: take ERM only from these."),
+    ("targets", "", "IPv4 addresses: take ERM only to these."),
+    ("sessions", "", "0: do not count by switch session."),
+    ("set_mtu", "", "1: raise an MTU that is too small for full-size mirrored frames."),
+    ("on_failure", "fallback", "Where attaching fails: fallback (workers start without) or veto (they do not start)."),
+    ("detach_on_stop", "0", "Detach when the last worker of an interface was stopped (0 or 1)."),
+    ("command_prefix", "", "What makes a command run as root on the hosts, such as sudo -n."),
+    ("publish", "1", "Run a publisher on each host, which reports the counters to Zeek (0 or 1)."),
+    ("interval", "10", "Seconds between the publisher's reports."),
+    ("transport", "auto", "How the publisher reaches Zeek: auto, websocket or broker."),
+    ("websocket_port", "27758", "Port on loopback where one Zeek node of each host waits for the publisher."),
+)
+
+# How the helper's command line says settings.
+_FLAGS = {"config": "--config", "port": "--port", "vlan": "--vlan", "depth": "--depth", "mode": "--mode",
+          "sources": "--source", "targets": "--target"}
+_LISTS = ("port", "sources", "targets")
+# It has a flag for one of two values, the one that is not the default.
+_SWITCHES = {"sessions": (False, "--no-sessions"), "set_mtu": (True, "--set-mtu")}
+
+# What node.cfg can set for a worker, as xdp_erm.NAME, over what zeekctl.cfg says.
+NODE_KEYS = ("attach", *_FLAGS, *_SWITCHES)
+
+_BOOLEANS = {"0": False, "false": False, "1": True, "true": True}
+_CHOICES = {"on_failure": ("fallback", "veto"), "transport": ("auto", "websocket", "broker")}
+
+PID_FILE = "/run/xdp-erm-publish.pid"
+# Whether a publisher runs, whoever started it. In a shell; the process is then in $pid.
+PUBLISHER_RUNS = f'{{ pid=$(cat {PID_FILE} 2>/dev/null) && grep -qa publish "/proc/$pid/cmdline" 2>/dev/null; }}'
+
+
+class Capture(NamedTuple):
+    """An interface of a host from which workers capture with AF_PACKET."""
+
+    nodes: list[Any]
+    """The workers."""
+    interface: str
+    wanted: bool
+    """Whether xdp-erm is to be attached."""
+    arguments: list[str]
+    """The settings, as the helper's command line says them."""
+
+    @property
+    def node(self) -> Any:
+        """The node through which zeekctl reaches the host."""
+        return self.nodes[0]
+
+    @property
+    def key(self) -> str:
+        """What it is called in zeekctl's state."""
+        return f"{self.node.addr} {self.interface}"
+
+    def __str__(self) -> str:
+        return f"{self.node.host}: {self.interface}"
+
+
+class Outcome(NamedTuple):
+    """What came of a command on a host."""
+
+    success: bool
+    output: str
+
+
+class Host(NamedTuple):
+    """What was found on a host."""
+
+    interfaces: dict[str, Any]
+    """Where xdp-erm is attached: `xdp-erm status` by interface."""
+    publishing: bool
+    problem: str | None = None
+    """Why nothing is known."""
+
+
+def guarded(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Reports an exception and goes on as if there were no hook: it would abort the user's zeekctl command."""
+    @functools.wraps(hook)
+    def call(self: XdpErm, *arguments: Any) -> Any:
+        try:
+            return hook(self, *arguments)
+        except Exception as error:
+            self.error(f"xdp_erm: {hook.__name__} failed, zeekctl goes on without it: {error!r}")
+            self.debug(traceback.format_exc())
+            return None
+    return call
+
+
+class XdpErm(ZeekControl.plugin.Plugin):  # type: ignore[misc]  # zeekctl has no types
+    def __init__(self) -> None:
+        super().__init__(apiversion=1)
+
+    def name(self) -> str:
+        return "xdp_erm"
+
+    def pluginVersion(self) -> int:
+        return 1
+
+    def options(self) -> list[tuple[str, str, str, str]]:
+        return [(name, "string", default, description) for name, default, description in OPTIONS]
+
+    def nodeKeys(self) -> list[str]:
+        return list(NODE_KEYS)
+
+    def commands(self) -> list[tuple[str, str, str]]:
+        return [
+            ("status", "[<nodes>]", "Show where xdp-erm is attached, and its publishers"),
+            ("stats", "[<nodes>]", "Show xdp-erm's packet counters"),
+            ("attach", "[<nodes>]", "Attach xdp-erm to the nodes' interfaces"),
+            ("detach", "[<nodes>]", "Detach xdp-erm from the nodes' interfaces"),
+        ]
+
+    def init(self) -> bool:
+        for mistake in self._mistakes():
+            self.error(mistake)
+        return True
+
+    @guarded
+    def zeekctl_config(self) -> str:
+        """Tells Zeek's scripts what they share with the helper. They may be unloaded: hence the condition."""
+        lines = []
+        ports = {int(port) for node in self.nodes() if _uses_af_packet(node)
+                 for port in _words(self._setting(node, "port"))}
+        if ports:
+            lines.append(f"redef XDP_ERM::ports = {{ {', '.join(f'{port}/udp' for port in sorted(ports))} }};")
+        lines.append(f"redef XDP_ERM::websocket_port = {self.getOption('websocket_port')}/tcp;")
+        if self.getOption("transport") == "broker":
+            lines.append("redef XDP_ERM::websocket_listen = F;")
+        silence = 3 * float(self.getOption("interval"))
+        if silence > 120:  # so long the scripts wait for a report anyway
+            lines.append(f"redef XDP_ERM::publisher_silence = {silence:g} secs;")
+        return "\n".join(["@ifdef ( XDP_ERM::ports )", *lines, "@endif"])
+
+    @guarded
+    def cmd_install_pre(self) -> bool:
+        """Keeps `install` and `deploy` from changing anything while the configuration is wrong."""
+        if not self._mistakes() and not self._refused_settings():
+            return True
+        self.error("xdp_erm: not installed: correct this in zeekctl.cfg or node.cfg first")
+        return False
+
+    @guarded
+    def cmd_start_pre(self, nodes: list[Any]) -> list[Any]:
+        """Attaches. Returns the nodes to start; those that run already are not touched by being left out."""
+        self._detach_unwanted()
+        failed = self._attach([capture for capture in self._captures(nodes) if capture.wanted])
+        vetoed = set()
+        for capture in failed:
+            workers = ", ".join(node.name for node in capture.nodes)
+            if self.getOption("on_failure") == "veto":
+                vetoed.update(node.name for node in capture.nodes)
+                self.error(f"{capture}: xdp-erm is NOT attached, so {workers} must not start (xdp_erm.on_failure)")
+            else:
+                self.error(f"{capture}: xdp-erm is NOT attached: {workers} start without it, and one of them gets the "
+                           "whole of each mirror session")
+        return [node for node in nodes if node.name not in vetoed]
+
+    @guarded
+    def cmd_start_post(self, results: list[tuple[Any, ...]]) -> None:
+        """Starts the publishers, now that there is a Zeek to report to."""
+        if self._is_on("publish"):
+            captures = self._captures(node for node, success, *_ in results if success)
+            self._report(self._start_publishers(capture.node for capture in captures if capture.wanted))
+
+    @guarded
+    def cmd_stop_pre(self, nodes: list[Any]) -> None:
+        """Stops a host's publisher along with its last worker; before it, so that Zeek still gets the last report."""
+        stopping = {node.name for node in nodes}
+        staying = {node.addr for capture in self._captures() for node in capture.nodes
+                   if node.name not in stopping and node.getPID()}
+        captures = self._captures(nodes)
+        self._report(self._stop_publishers(capture.node for capture in captures if capture.node.addr not in staying))
+
+    @guarded
+    def cmd_stop_post(self, results: list[tuple[Any, ...]]) -> None:
+        """Detaches from interfaces that no worker uses any longer, if that is wished."""
+        if self._is_on("detach_on_stop"):
+            attached = self._remembered("attached")
+            self._detach([capture for capture in self._captures(node for node, *_ in results)
+                          if capture.key in attached and not any(node.getPID() for node in capture.nodes)])
+
+    @guarded
+    def cmd_cron_pre(self, argument: str, watch: bool) -> None:
+        """Mends what was attached and started, before zeekctl restarts workers that crashed."""
+        if argument or not watch or not ZeekControl.config.Config.get_state("cronenabled", True):
+            return
+        attached, publishing = self._remembered("attached"), self._remembered("publishing")
+        captures = [capture for capture in self._captures() if capture.wanted and capture.key in attached]
+        nodes = _one_for_each_host([capture.node for capture in captures]
+                                   + [node for node in self.nodes() if node.addr in publishing])
+        hosts = self._look(nodes)
+        problems = [f"{node.host}: {hosts[node.addr].problem}" for node in nodes if hosts[node.addr].problem]
+
+        for capture in captures:
+            host = hosts[capture.node.addr]
+            if not host.problem and capture.interface not in host.interfaces:
+                outcome = self._change("attach", [capture])[0]
+                if outcome.success:
+                    self.message(f"{capture}: xdp-erm was no longer attached, and is again:")
+                    self._tell(capture.node, outcome.output)
+                else:
+                    problems.append(f"{capture}: xdp-erm is no longer attached: {outcome.output}")
+        for node in nodes:
+            host = hosts[node.addr]
+            if not host.problem and not host.publishing and node.addr in publishing:
+                failures = self._start_publishers([node])
+                if not failures:
+                    self.message(f"{node.host}: xdp-erm's publisher was no longer running, and is again")
+                problems += failures
+
+        # cron runs every five minutes: only what is new is worth a mail.
+        self._report(problem for problem in problems if problem not in self._remembered("problems"))
+        self._remember("problems", problems)
+
+    def cmd_custom(self, command: str, arguments: str, cmdout: Any) -> Any:
+        return ZeekControl.cmdresult.CmdResult(ok=bool(self._custom(command, arguments, cmdout)))
+
+    @guarded
+    def _custom(self, command: str, arguments: str, cmdout: Any) -> bool:
+        """Runs a command of ours; whether it succeeded."""
+        nodes, unknown = self.parseNodes(arguments) if arguments else (self.nodes(), [])
+        if unknown:
+            cmdout.error(f"unknown node: {', '.join(unknown)}")
+            return False
+        captures = self._captures(nodes)
+        if not captures:
+            cmdout.error("none of these nodes captures with AF_PACKET (interface=af_packet::...)")
+            return False
+        if command == "attach":
+            return not self._attach(captures)
+        if command == "detach":
+            return not self._detach(captures)
+        return self._status(captures, cmdout) if command == "status" else self._stats(captures, cmdout)
+
+    def _status(self, captures: list[Capture], cmdout: Any) -> bool:
+        """Shows one table; whether all is as it should be."""
+        hosts = self._look(_one_for_each_host(capture.node for capture in captures))
+        rows = [("Host", "Interface", "XDP", "Program", "Attached since", "Publisher", "Workers")]
+        as_wanted = True
+        for capture in captures:
+            host = hosts[capture.node.addr]
+            found = host.interfaces.get(capture.interface)
+            if host.problem:
+                cmdout.error(f"{capture.node.host}: {host.problem}")
+            as_wanted &= not host.problem and capture.wanted == bool(found)
+            rows.append((capture.node.host, capture.interface,
+                         *((found["mode"], str(found["program_id"]), found["attached_at"]) if found else
+                           ("unknown" if host.problem else "off", "-", "-")),
+                         "unknown" if host.problem else "running" if host.publishing else "off",
+                         " ".join(node.name for node in capture.nodes)))
+        _show_table(rows, cmdout)
+        return as_wanted
+
+    def _stats(self, captures: list[Capture], cmdout: Any) -> bool:
+        """Shows one table; whether every interface is in it."""
+        outcomes = self._run([(capture.node, self._privileged("stats", "--json", "--", capture.interface))
+                              for capture in captures])
+        rows = []
+        for capture, outcome in zip(captures, outcomes):
+            if outcome.success:
+                counters = json.loads(outcome.output)["interfaces"][0]["counters"]
+                rows += [] if rows else [("Host", "Interface", *counters)]
+                rows.append((capture.node.host, capture.interface,
+                             *(str(counter["packets"]) for counter in counters.values())))
+            else:
+                cmdout.error(f"{capture.node.host}: {outcome.output}")
+        _show_table(rows, cmdout)
+        return all(outcome.success for outcome in outcomes)
+
+    # The configuration
+
+    def _setting(self, node: Any, name: str) -> str:
+        """A worker's own setting, else the one for all."""
+        return str(getattr(node, f"xdp_erm_{name}") or self.getOption(name))
+
+    def _is_on(self, name: str) -> bool:
+        return _BOOLEANS.get(self.getOption(name).lower(), False)
+
+    def _captures(self, nodes: Iterable[Any] | None = None) -> list[Capture]:
+        """What workers capture from; with `nodes`, where at least one of these does."""
+        captures: dict[tuple[str, str], Capture] = {}
+        for node in filter(_uses_af_packet, self.nodes()):
+            wanted = _BOOLEANS.get(self._setting(node, "attach").lower(), False)
+            capture = Capture([], node.interface.rpartition("::")[2], wanted, self._arguments(node))
+            captures.setdefault((node.addr, capture.interface), capture).nodes.append(node)
+        if nodes is None:
+            return list(captures.values())
+        names = {node.name for node in nodes}
+        return [capture for capture in captures.values() if any(node.name in names for node in capture.nodes)]
+
+    def _arguments(self, node: Any) -> list[str]:
+        arguments = []
+        for name, flag in _FLAGS.items():
+            value = self._setting(node, name)
+            if value:
+                arguments.append(f"{flag}={','.join(_words(value)) if name in _LISTS else value}")
+        for name, (value, flag) in _SWITCHES.items():
+            if _BOOLEANS.get(self._setting(node, name).lower()) is value:
+                arguments.append(flag)
+        return arguments
+
+    def _mistakes(self) -> list[str]:
+        """What is wrong in zeekctl.cfg and node.cfg, as far as can be seen without asking the helper."""
+        names = [name for name, _, _ in OPTIONS]
+        mistakes = [f"{option}: there is no such option (there are: {', '.join(names)})"
+                    for option, _ in ZeekControl.config.Config.options(dynamic=False)
+                    if option.startswith("xdp_erm.") and option.partition(".")[2] not in names]
+        values = [("zeekctl.cfg", name, self.getOption(name)) for name in names]
+        values += [(node.name, name, getattr(node, f"xdp_erm_{name}")) for node in self.nodes() for name in NODE_KEYS]
+        for where, name, value in values:
+            problem = self._problem(name, value)
+            if problem:
+                mistakes.append(f"{where}: xdp_erm.{name} = {value}: {problem}")
+        for node in self.nodes():
+            if _BOOLEANS.get(node.xdp_erm_attach.lower()) and not _uses_af_packet(node):
+                mistakes.append(f"{node.name}: xdp_erm.attach = {node.xdp_erm_attach}: its interface "
+                                f"{node.interface or '(none)'} is not captured from with AF_PACKET (af_packet::...)")
+        for capture in self._captures():
+            for node in capture.nodes:
+                mistakes += [f"{node.name}: xdp_erm.{name} = {self._setting(node, name)}: differs from "
+                             f"{capture.node.name}'s, which captures from the same {capture}" for name in NODE_KEYS
+                             if self._setting(node, name) != self._setting(capture.node, name)]
+        return mistakes
+
+    def _problem(self, name: str, value: str) -> str | None:
+        """What is wrong with a value; those for the helper are left to it."""
+        if name in ("attach", "sessions", "set_mtu", "detach_on_stop", "publish"):
+            return None if value == "" or value.lower() in _BOOLEANS else "is neither 0 nor 1"
+        if name in _CHOICES:
+            return None if value in _CHOICES[name] else f"is none of {', '.join(_CHOICES[name])}"
+        if name == "config":
+            return None if value == "" or value.startswith("/") else "is not an absolute path"
+        if name == "interval":
+            number = re.fullmatch(r"\d+(\.\d+)?", value)
+            return None if number and 0.1 <= float(value) <= 3600 else "is not a number of seconds from 0.1 to 3600"
+        if name == "websocket_port":
+            if not value.isdecimal() or not 1 <= int(value) <= 65535:
+                return "is not a TCP port (1 to 65535)"
+            if self.getGlobalOption("UseWebSocket") and int(value) == self.getGlobalOption("WebSocketPort"):
+                return "is the port of zeekctl's own server (WebSocketPort)"
+        return None
+
+    def _refused_settings(self) -> bool:
+        """Has the helper check the settings on this host, and reports what it refuses."""
+        refused = False
+        for capture in self._captures():
+            # The configuration file is on the workers' hosts. The last one counts.
+            command = [HELPER, "config", *capture.arguments, "--config=/dev/null", "--", capture.interface]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60,
+                                  check=False)
+            if done.returncode == 2:
+                refused = True
+                problem = done.stderr.strip().splitlines()[-1].replace("xdp-erm config: error: ", "")
+                for name, flag in _FLAGS.items():
+                    problem = problem.replace(f"argument {flag}:", f"xdp_erm.{name}:")
+                self.error(f"{capture.node.name}: {problem}")
+            elif done.returncode != 0:
+                self.error(f"xdp_erm: settings are not checked: {done.stderr.strip()}")
+        return refused
+
+    # The hosts
+
+    def _privileged(self, *command: str) -> str:
+        """A shell command that runs the helper as root."""
+        return f"{self.getOption('command_prefix')} {shlex.join([HELPER, *command])}".strip()
+
+    def _run(self, commands: list[tuple[Any, str]]) -> list[Outcome]:
+        """Runs commands on the nodes' hosts at the same time, one for each node; their outcomes in the same order."""
+        outcomes = {node.name: Outcome(success, output.strip())
+                    for node, success, output in self.executeParallel(commands)}
+        return [outcomes.get(node.name, Outcome(False, "no answer")) for node, _ in commands]
+
+    def _change(self, verb: str, captures: list[Capture]) -> list[Outcome]:
+        """Attaches or detaches, and remembers it."""
+        outcomes = self._run([
+            (capture.node,
+             self._privileged(verb, *(capture.arguments if verb == "attach" else ()), "--", capture.interface))
+            for capture in captures])
+        attached = self._remembered("attached")
+        for capture, outcome in zip(captures, outcomes):
+            if verb == "attach":
+                attached.add(capture.key)  # even if it failed: cron tries again
+            elif outcome.success:
+                attached.discard(capture.key)
+        self._remember("attached", attached)
+        return outcomes
+
+    def _attach(self, captures: list[Capture]) -> list[Capture]:
+        """Attaches and says what was done; returns where it failed."""
+        return self._reported(captures, self._change("attach", captures))
+
+    def _detach(self, captures: list[Capture]) -> list[Capture]:
+        """Detaches and says what was done; returns where it failed."""
+        return self._reported(captures, self._change("detach", captures))
+
+    def _reported(self, captures: list[Capture], outcomes: list[Outcome]) -> list[Capture]:
+        for capture, outcome in zip(captures, outcomes):
+            if outcome.success:
+                self._tell(capture.node, outcome.output)
+            else:
+                self.error(f"{capture.node.host}: {outcome.output}")
+        return [capture for capture, outcome in zip(captures, outcomes) if not outcome.success]
+
+    def _detach_unwanted(self) -> None:
+        """Detaches what we attached where it has been switched off since, or where there is no worker any more."""
+        captures = {capture.key: capture for capture in self._captures()}
+        nodes = {node.addr: node for node in self.nodes()}
+        for key in self._remembered("attached"):
+            address, interface = key.split()
+            capture = captures.get(key)
+            if capture is None and address in nodes:
+                capture = Capture([nodes[address]], interface, False, [])
+            if capture is None:
+                self.message(f"{address} has left node.cfg: `xdp-erm detach {interface}` detaches there")
+                self._remember("attached", self._remembered("attached") - {key})
+            elif not capture.wanted:
+                self._detach([capture])
+
+    def _start_publishers(self, nodes: Iterable[Any]) -> list[str]:
+        """Starts a publisher on each of the nodes' hosts that has none; returns what went wrong."""
+        nodes = _one_for_each_host(nodes)
+        arguments = [f"--interval={self.getOption('interval')}", f"--transport={self.getOption('transport')}",
+                     f"--websocket=127.0.0.1:{self.getOption('websocket_port')}", f"--pid-file={PID_FILE}"]
+        manager = ZeekControl.config.Config.manager()
+        if self.getGlobalOption("ClusterBackend").lower() == "broker":
+            arguments.append(f"--peer={manager.addr}:{manager.getPort()}")
+        log = shlex.quote(os.path.join(self.getGlobalOption("SpoolDir"), "xdp-erm-publish.log"))
+        # zeekctl would wait for a process that has its streams. zeek-config in PATH tells where Broker's bindings are.
+        script = (f"{PUBLISHER_RUNS} && echo somebody runs one && exit 0\n"
+                  f"export PATH={shlex.quote(self.getGlobalOption('BinDir'))}:$PATH\n"
+                  f"setsid {self._privileged('publish', *arguments)} </dev/null >{log} 2>&1 &\n"
+                  "for tenth in $(seq 50); do\n"
+                  f"  sleep 0.1; {PUBLISHER_RUNS} && exit 0; [ -d /proc/$! ] || break\n"
+                  f"done; tail -n 1 {log}; exit 1")
+        outcomes = self._run([(node, script) for node in nodes])
+        ours = {node.addr for node, outcome in zip(nodes, outcomes) if not outcome.success or not outcome.output}
+        self._remember("publishing", self._remembered("publishing") | ours)
+        return [f"{node.host}: xdp-erm's publisher does not start: {outcome.output}"
+                for node, outcome in zip(nodes, outcomes) if not outcome.success]
+
+    def _stop_publishers(self, nodes: Iterable[Any]) -> list[str]:
+        """Stops what we started; returns what went wrong. The publisher of our systemd unit is left to systemd."""
+        publishing = self._remembered("publishing")
+        nodes = [node for node in _one_for_each_host(nodes) if node.addr in publishing]
+        kill = f"{self.getOption('command_prefix')} kill".strip()
+        script = (f"{PUBLISHER_RUNS} || exit 0\n"
+                  "grep -q xdp-erm-publish.service /proc/$pid/cgroup && exit 0\n"
+                  f"{kill} $pid\n"
+                  f"for tenth in $(seq 100); do {PUBLISHER_RUNS} || exit 0; sleep 0.1; done\n"
+                  "echo process $pid does not end; exit 1")
+        outcomes = self._run([(node, script) for node in nodes])
+        stopped = {node.addr for node, outcome in zip(nodes, outcomes) if outcome.success}
+        self._remember("publishing", publishing - stopped)
+        return [f"{node.host}: xdp-erm's publisher is not stopped: {outcome.output}"
+                for node, outcome in zip(nodes, outcomes) if not outcome.success]
+
+    def _look(self, nodes: list[Any]) -> dict[str, Host]:
+        """What is attached and runs on the nodes' hosts, by address."""
+        script = f"{self._privileged('status', '--json')} && if {PUBLISHER_RUNS}; then echo true; else echo false; fi"
+        hosts = {}
+        for node, outcome in zip(nodes, self._run([(node, script) for node in nodes])):
+            if outcome.success:
+                status, publishing = map(json.loads, outcome.output.splitlines())
+                hosts[node.addr] = Host({found["name"]: found for found in status["interfaces"]}, publishing)
+            else:
+                hosts[node.addr] = Host({}, False, outcome.output)
+        return hosts
+
+    # What is said and remembered
+
+    def _tell(self, node: Any, output: str) -> None:
+        for line in output.splitlines():
+            self.message(f"{node.host}: {line}")
+
+    def _report(self, problems: Iterable[str]) -> None:
+        for problem in problems:
+            self.error(problem)
+
+    def _remembered(self, name: str) -> set[str]:
+        return set(json.loads(self.getState(name) or "[]"))
+
+    def _remember(self, name: str, values: Iterable[str]) -> None:
+        self.setState(name, json.dumps(sorted(values)))
+
+
+def _uses_af_packet(node: Any) -> bool:
+    # zeekctl's own plugin puts the prefix before the interface when it comes to lb_method.
+    return node.type in ("worker", "standalone") and bool(node.interface) and (
+        node.interface.startswith("af_packet::") or node.lb_method == "af_packet")
+
+
+def _one_for_each_host(nodes: Iterable[Any]) -> list[Any]:
+    return list({node.addr: node for node in nodes}.values())
+
+
+def _words(text: str) -> list[str]:
+    """The parts of a list with commas, spaces or both between them."""
+    return text.replace(",", " ").split()
+
+
+def _show_table(rows: list[tuple[str, ...]], cmdout: Any) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cmdout.info("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
