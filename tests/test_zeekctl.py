@@ -23,6 +23,8 @@ from xdp_erm_py.lab.traffic import synthetic
 pytestmark = [needs_zeek, pytest.mark.usefixtures("xdp")]
 
 WORKERS = ["worker-1", "worker-2", "worker-3", "worker-4"]
+PID_FILE = "/run/xdp-erm-publish.pid"
+GONE = "while pgrep -f '[x]dp-erm.pyz publish'; do sleep 0.1; done"
 FLOWS, PACKETS = 2000, 12_000
 TRAFFIC = list(synthetic(flows=FLOWS, packets=PACKETS))
 
@@ -170,6 +172,13 @@ def test_cron_reports_what_it_cannot_mend_once(stopped):
     assert cluster.zeekctl("cron") == ""
     cluster.machine.run("ip", "link", "set", "dev", SENSOR, "xdp", "off")
     assert "and is again" in cluster.zeekctl("cron")
+
+    cluster.machine.shell(f"kill -KILL {cluster.publisher()}; rm {PID_FILE}; mkdir {PID_FILE}")
+    assert cluster.zeekctl("cron") == (f"error: 127.0.0.1: xdp-erm's publisher does not start: xdp-erm: --pid-file "
+                                       f"{PID_FILE}: Is a directory\n")
+    assert cluster.zeekctl("cron") == ""
+    cluster.machine.run("rmdir", PID_FILE)
+    assert "publisher was no longer running, and is again" in cluster.zeekctl("cron")
 
 
 def test_cron_leaves_alone_what_was_detached_or_is_not_to_be_watched(stopped):
@@ -391,7 +400,15 @@ def test_somebody_elses_publisher_is_left_alone(stopped):
     assert cluster.publisher() == theirs
     cluster.zeekctl("stop")
     assert cluster.publisher() == theirs
-    cluster.machine.shell(f"kill {theirs}; while pgrep -f '[x]dp-erm.pyz publish'; do sleep 0.1; done")
+    cluster.machine.shell(f"kill {theirs}; {GONE}")
+    # Ours ended, and that of the systemd unit took its place.
+    cluster.zeekctl("start")
+    units = cluster.publisher()
+    cluster.machine.shell("echo 0::/system.slice/xdp-erm-publish.service >/run/cgroup; "
+                          f"mount --bind /run/cgroup /proc/{units}/cgroup")
+    cluster.zeekctl("stop")
+    assert cluster.publisher() == units
+    cluster.machine.shell(f"umount /proc/{units}/cgroup; kill {units}; {GONE}")
 
 
 # Commands, and a second host

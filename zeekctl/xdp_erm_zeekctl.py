@@ -117,7 +117,7 @@ def guarded(hook: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class XdpErm(ZeekControl.plugin.Plugin):  # type: ignore[misc]  # zeekctl has no types
+class XdpErm(ZeekControl.plugin.Plugin):
     def __init__(self) -> None:
         super().__init__(apiversion=1)
 
