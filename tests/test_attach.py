@@ -347,6 +347,24 @@ def test_a_changed_mode_keeps_the_counters(cable):
         assert sum(session["packets"] for session in interface["sessions"]) == 100 * number
 
 
+def test_the_counters_of_all_cpus_are_summed(cable):
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("there is only one CPU")
+    attachment.attach(SENSOR, DEFAULT)
+    packets = list(synthetic(flows=20, packets=100))
+    try:
+        for cpu in cpus[:2]:  # a veth receives where its other end sends
+            os.sched_setaffinity(0, {cpu})
+            mirror(cable, packets)
+    finally:
+        os.sched_setaffinity(0, cpus)
+    interface, = stats.snapshot(SENSOR)
+    twice = {"packets": 200, "bytes": 2 * sum(len(packet.sent) for packet in packets)}
+    assert interface["counters"]["decapsulated"] == twice
+    assert {unit: sum(session[unit] for session in interface["sessions"]) for unit in twice} == twice
+
+
 def test_mode_auto_leaves_the_mode_as_it_is(cable):
     attachment.attach(SENSOR, GENERIC)
     attachment.attach(SENSOR, InterfaceConfig(depth=1))
