@@ -38,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"xdp-erm: the Python module {error.name} is missing: install {package}", file=sys.stderr)
         return XdpErmError.exit_status
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone: nobody to tell
+    except BrokenPipeError:  # the reader of our output has gone: nobody to tell
         return XdpErmError.exit_status
     except KeyboardInterrupt:
         return 130
