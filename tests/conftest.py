@@ -47,3 +47,11 @@ def cable(xdp: None) -> Iterator[Cable]:
     """A cable from a switch to a sensor; the test runs in the sensor's network namespace."""
     with Cable() as cable, cable.sensor.entered():
         yield cable
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends the run with one plain line, which is easier for programs than pytest's own."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not config.option.collectonly:
+        count = {kind: len(reporter.stats.get(kind, [])) for kind in ("passed", "failed", "error", "skipped")}
+        print(f"{count['passed']} passed, {count['failed'] + count['error']} failed, {count['skipped']} skipped")
