@@ -308,6 +308,13 @@ def test_a_wrong_value_stops_a_deploy_before_zeek_is_stopped(stopped):
                          "error: xdp_erm: not installed: correct this in zeekctl.cfg or node.cfg first\n")
     assert cluster.machine.run("pgrep", "-x", "zeek") == running
 
+    # Nor is it taken for an order to detach.
+    attached = cluster.status()
+    cluster.configure(xdp_erm_attach="maybe")
+    assert ("error: xdp_erm: neither attached nor detached anything: correct zeekctl.cfg or node.cfg first\n"
+            in cluster.zeekctl("start"))
+    assert cluster.status() == attached
+
 
 def test_an_unknown_option_is_named(cluster):
     cluster.configure(xdp_erm_atach="0")

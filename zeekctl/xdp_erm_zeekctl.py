@@ -173,6 +173,9 @@ class XdpErm(ZeekControl.plugin.Plugin):
     @guarded
     def cmd_start_pre(self, nodes: list[Any]) -> list[Any]:
         """Attaches. Returns the nodes to start; those that run already are not touched by being left out."""
+        if self._mistakes():  # said when zeekctl started
+            self.error("xdp_erm: neither attached nor detached anything: correct zeekctl.cfg or node.cfg first")
+            return nodes
         self._detach_unwanted()
         failed = self._attach([capture for capture in self._captures(nodes) if capture.wanted])
         vetoed = set()
