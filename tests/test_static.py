@@ -27,7 +27,10 @@ CONFIGURATIONS = {
 }
 
 
-@pytest.mark.parametrize("checker, arguments", [("ruff", ["check", "--no-cache", "--quiet", "."]), ("mypy", [])])
+@pytest.mark.parametrize("checker, arguments", [
+    ("ruff", ["check", "--no-cache", "--quiet", "."]),
+    ("mypy", ["--cache-dir=/dev/null"]),
+], ids=["ruff", "mypy"])
 def test_python(checker, arguments):
     """What they check, and how strictly, stands in pyproject.toml."""
     if importlib.util.find_spec(checker) is None:
