@@ -98,8 +98,8 @@ class Publisher:
                 await transport.open()
                 while await self._delivered_one(transport):
                     if failures:
-                        log.info("reports reach Zeek again, over %s; %d were older than %g minutes and are lost",
-                                 transport.name, self._lost, KEEP_SECONDS / 60)
+                        lost = f"; {self._lost} were older than {KEEP_SECONDS / 60:g} minutes and are lost"
+                        log.info("reports reach Zeek again, over %s%s", transport.name, lost if self._lost else "")
                         failures = self._lost = 0
             except ConnectionFailed as error:
                 if failures == 0:
