@@ -11,8 +11,8 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import select
 import sys
-import threading
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -45,15 +45,6 @@ def from_broker(value: Any) -> dict[str, Any]:
     return events.string(value) if isinstance(value, str) else events.count(int(value.value))
 
 
-def _publish_lines(endpoint: Any) -> None:
-    for line in sys.stdin:
-        message = json.loads(line)
-        name, arguments = message["data"][2]["data"]
-        endpoint.publish(message["topic"],
-                         broker.zeek.Event(name["data"], *[to_broker(value) for value in arguments["data"]]))
-    os._exit(0)  # the bindings' own way out can hang
-
-
 def main() -> None:
     address, port = sys.argv[1], int(sys.argv[2])
     endpoint = broker.Endpoint()
@@ -61,11 +52,21 @@ def main() -> None:
     if not endpoint.peer(address, port, _RETRY_SECONDS):
         sys.exit(f"no peering with {address}:{port}")
     print("{}", flush=True)
-    threading.Thread(target=_publish_lines, args=(endpoint,), daemon=True).start()
+    # One thread: a blocking call into the bindings keeps Python's lock, so that no other thread would run. The next line
+    # comes only after this one's acknowledgement, so none waits in the reader's buffer where select() cannot see it.
     while True:
-        topic, data = subscriber.get()
-        event = broker.zeek.Event(data)
-        print(events.encode(topic, event.name(), *[from_broker(value) for value in event.args()]), flush=True)
+        readable, _, _ = select.select([sys.stdin, subscriber.fd()], [], [])
+        if sys.stdin in readable:
+            line = sys.stdin.readline()
+            if not line:
+                os._exit(0)  # the bindings' own way out can hang
+            message = json.loads(line)
+            name, arguments = message["data"][2]["data"]
+            endpoint.publish(message["topic"],
+                             broker.zeek.Event(name["data"], *[to_broker(value) for value in arguments["data"]]))
+        for topic, data in subscriber.poll():
+            event = broker.zeek.Event(data)
+            print(events.encode(topic, event.name(), *[from_broker(value) for value in event.args()]), flush=True)
 
 
 if __name__ == "__main__":
