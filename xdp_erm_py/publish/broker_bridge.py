@@ -52,8 +52,8 @@ def main() -> None:
     if not endpoint.peer(address, port, _RETRY_SECONDS):
         sys.exit(f"no peering with {address}:{port}")
     print("{}", flush=True)
-    # One thread: a blocking call into the bindings keeps Python's lock, so that no other thread would run. The next line
-    # comes only after this one's acknowledgement, so none waits in the reader's buffer where select() cannot see it.
+    # One thread: a blocking call into the bindings keeps Python's lock, and no other would run. The next line comes
+    # only after this one's acknowledgement, so none waits in the reader's buffer, where select() cannot see it.
     while True:
         readable, _, _ = select.select([sys.stdin, subscriber.fd()], [], [])
         if sys.stdin in readable:
