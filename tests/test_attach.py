@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import operator
@@ -26,7 +27,7 @@ from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.traffic import synthetic
-from xdp_erm_py.links import Link, Links
+from xdp_erm_py.links import Link, Links, Refused
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 TIMEOUT = 60  # seconds
@@ -425,6 +426,19 @@ def test_a_refused_change_of_mode_keeps_the_old_program(cable):
         before = link(name), features(name), stats.snapshot(name)
         fails(attachment.attach, name, NATIVE)
         assert (link(name), features(name), stats.snapshot(name)) == before
+
+
+def test_an_old_program_that_cannot_be_put_back_is_told_of(cable, monkeypatch):
+    def refuse(self, link, program, mode, replaced=None):
+        raise Refused(errno.EOPNOTSUPP, f"no {mode} today")
+
+    with bridge() as name:
+        attachment.attach(name, GENERIC)
+        monkeypatch.setattr(Links, "attach", refuse)
+        assert fails(attachment.attach, name, NATIVE) == (
+            f"{name}: XDP is refused in native mode: no native today; --mode generic works with every driver; the "
+            "program from before cannot be put back: no generic today; ERM is not decapsulated now")
+        assert link(name).program_id is None
 
 
 # Somebody else's program

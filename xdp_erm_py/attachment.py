@@ -129,8 +129,8 @@ def exclusive() -> Iterator[None]:
 def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]:
     """Attaches xdp-erm to interface `name`, or brings what is attached to `config`.
 
-    Returns a line for each thing that was done. Raises XdpErmError; then the interface is as it was before.
-    `force` replaces another's program.
+    Returns a line for each thing that was done. Raises XdpErmError; then the interface is as it was before, unless it
+    says otherwise or an offload that came on with the program cannot be turned off. `force` replaces another's program.
     """
     require_root()
     with exclusive(), Links() as links:
@@ -214,8 +214,12 @@ def _put(opened: contextlib.ExitStack, links: Links, link: Link, current: Attach
         raise XdpErmError(f"{link.name}: program {link.program_id} cannot be replaced: {refused}") from None
     try:
         said = _attach_anew(links, link, program, program_id, mode)
-    except XdpErmError:
-        links.attach(link, old, link.mode)
+    except XdpErmError as error:
+        try:
+            links.attach(link, old, link.mode)
+        except Refused as refused:
+            raise XdpErmError(f"{error}; the program from before cannot be put back: {refused}; ERM is not decapsulated "
+                              "now") from None
         raise
     return [f"{link.name}: the kernel allows no two programs, so there was none for a moment while the mode changed "
             f"from {link.mode}"] + said

@@ -158,7 +158,10 @@ def broker_bindings() -> Path | None:
     for place in places:
         command = Path(place, "zeek-config")
         if command.is_file():
-            said = subprocess.run([command, "--python_dir"], stdout=subprocess.PIPE, timeout=OPEN_SECONDS, check=True)
+            try:
+                said = subprocess.run([command, "--python_dir"], capture_output=True, timeout=OPEN_SECONDS, check=True)
+            except (OSError, subprocess.SubprocessError):
+                return None
             directory = Path(said.stdout.decode().strip())
             return directory if (directory / "broker").is_dir() else None
     return None
