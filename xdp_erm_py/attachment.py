@@ -218,8 +218,8 @@ def _put(opened: contextlib.ExitStack, links: Links, link: Link, current: Attach
         try:
             links.attach(link, old, link.mode)
         except Refused as refused:
-            raise XdpErmError(f"{error}; the program from before cannot be put back: {refused}; ERM is not decapsulated "
-                              "now") from None
+            raise XdpErmError(f"{error}; the program from before cannot be put back: {refused}; ERM is not "
+                              "decapsulated now") from None
         raise
     return [f"{link.name}: the kernel allows no two programs, so there was none for a moment while the mode changed "
             f"from {link.mode}"] + said
