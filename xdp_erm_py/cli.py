@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"xdp-erm: the Python module {error.name} is missing: install {package}", file=sys.stderr)
         return XdpErmError.exit_status
-    except BrokenPipeError:  # the reader of our output has gone: nobody to tell
+    except BrokenPipeError:
+        # The reader of our output has gone. Python would complain of it once more when it flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return XdpErmError.exit_status
     except KeyboardInterrupt:
         return 130
