@@ -241,6 +241,7 @@ class Zeek:
     def __init__(self, port: int = 0) -> None:
         self.received: list[str] = []
         self.subscriptions: list[Any] = []
+        self.welcome = '{"type": "ack", "endpoint": "e", "version": "8.0.8"}'
         self.answers: Callable[[str], str | None] = acknowledgement
         self.port = port
         self._server: Any = None
@@ -256,7 +257,7 @@ class Zeek:
 
     async def _serve(self, connection: Any, *_: Any) -> None:
         self.subscriptions.append(json.loads(await connection.recv()))
-        await connection.send(json.dumps({"type": "ack", "endpoint": "e", "version": "8.0.8"}))
+        await connection.send(self.welcome)
         async for text in connection:
             self.received.append(text)
             answer = self.answers(text)
@@ -404,6 +405,17 @@ def test_a_refusal_is_told(ends: Path, said: Callable[[], list[str]], answer: st
                 await until(lambda: said())
     asyncio.run(scenario())
     assert complaint in said()[0]
+
+
+def test_a_refused_connection_is_told(ends: Path, said: Callable[[], list[str]]) -> None:
+    async def scenario() -> None:
+        async with Zeek() as zeek:
+            zeek.welcome = '{"type": "error", "code": "invalid_uri", "context": "why"}'
+            async with publishing(Growing(ends), WebSocket("127.0.0.1", zeek.port), interval=3600):
+                await until(said)
+        assert not zeek.received
+    asyncio.run(scenario())
+    assert "invalid_uri: why" in said()[0]
 
 
 def test_what_is_kept_too_long_is_dropped_and_counted(ends: Path, monkeypatch: pytest.MonkeyPatch,

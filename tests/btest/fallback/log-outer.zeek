@@ -4,7 +4,7 @@
 #
 # @TEST-EXEC: make-trace mirrored mirrored.pcap
 # @TEST-EXEC: zeek -r mirrored.pcap $XDP_ERM %INPUT
-# @TEST-EXEC: zeek-cut id.orig_h id.orig_p id.resp_h id.resp_p proto orig_pkts < conn.log | sort > flows
+# @TEST-EXEC: zeek-cut id.orig_h id.orig_p id.resp_h id.resp_p service orig_pkts < conn.log | sort > flows
 # @TEST-EXEC: btest-diff flows
 
 redef XDP_ERM::log_outer = T;
