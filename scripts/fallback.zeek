@@ -4,6 +4,9 @@
 ##! Inner flows name the switch's session in conn.log's ``tunnel_parents``, whose uid stands in ``tunnel.log``. They
 ##! have no VLAN: it is only in the ERM header, which is skipped here. ``Tunnel::max_depth`` limits the levels.
 ##!
+##! After a datagram of less than 8 bytes, which is reported in analyzer.log, Zeek analyses nothing more of that session
+##! until the session pauses for ``udp_inactivity_timeout``.
+##!
 ##! The analyzer meant for such headers, SKIP, is not enough: before Zeek 9.0 it reads a datagram of less than 12 bytes
 ##! past its end, and in any version it loses what comes in fragments.
 
