@@ -97,8 +97,8 @@ hook reported(r: Report)
 	local malformed = rate(c$malformed$packets + c$truncated$packets, r);
 	if ( malformed > malformed_rate )
 		NOTICE(Notice::Info($note=Malformed_Traffic,
-		                    $msg=fmt("%.1f malformed or truncated packets a second on %s of %s: check the MTU along the path " +
-		                             "(1554 or more) and who sends them",
+		                    $msg=fmt("%.1f malformed or truncated packets a second on %s of %s: check the MTU along the " +
+		                             "path (1554 or more) and who sends them",
 		                             malformed, r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 
@@ -112,8 +112,8 @@ hook reported(r: Report)
 
 	if ( c$inner_truncated$packets > truncated_share * c$decapsulated$packets )
 		NOTICE(Notice::Info($note=Truncating_Session,
-		                    $msg=fmt("%d of %d mirrored frames on %s of %s are cut: raise the MTU along the path to 1554 or " +
-		                             "more and take \"truncation\" off the mirror session",
+		                    $msg=fmt("%d of %d mirrored frames on %s of %s are cut: raise the MTU along the path to " +
+		                             "1554 or more and take \"truncation\" off the mirror session",
 		                             c$inner_truncated$packets, c$decapsulated$packets, r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 	}
@@ -135,8 +135,8 @@ event undecapsulated(start: time, host: string, iface: string, id: conn_id)
 		return;
 
 	NOTICE(Notice::Info($note=Undecapsulated, $id=id,
-	                    $msg=fmt("ERM of switch %s, session %d, reaches Zeek undecapsulated although XDP is attached to %s of %s: " +
-	                             "see which counters \"xdp-erm stats %s\" shows growing there (fragments, foreign " +
+	                    $msg=fmt("ERM of switch %s, session %d, reaches Zeek undecapsulated although XDP is attached to %s " +
+	                             "of %s: see which counters \"xdp-erm stats %s\" shows growing there (fragments, foreign " +
 	                             "addresses, another port, more levels)",
 	                             id$orig_h, port_to_count(id$orig_p), iface, host, iface),
 	                    $identifier=cat(host, iface, id$orig_h, id$orig_p), $suppress_for=suppression));

@@ -33,8 +33,8 @@ function serves_this_host(): bool
 event listen()
 	{
 	if ( ! Cluster::listen_websocket([$listen_addr=127.0.0.1, $listen_port=websocket_port]) )
-		Reporter::warning(fmt("XDP_ERM: xdp_erm.log lacks this host, because 127.0.0.1:%d is taken: free the port, or redef " +
-		                      "XDP_ERM::websocket_port and start \"xdp-erm publish\" with the same --websocket",
+		Reporter::warning(fmt("XDP_ERM: xdp_erm.log lacks this host, because 127.0.0.1:%d is taken: free the port, " +
+		                      "or redef XDP_ERM::websocket_port and start \"xdp-erm publish\" with the same --websocket",
 		                      port_to_count(websocket_port)));
 	}
 
