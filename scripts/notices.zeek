@@ -135,9 +135,9 @@ event undecapsulated(start: time, host: string, iface: string, id: conn_id)
 		return;
 
 	NOTICE(Notice::Info($note=Undecapsulated, $id=id,
-	                    $msg=fmt("ERM of switch %s, session %d, reaches Zeek undecapsulated although XDP is attached to %s " +
-	                             "of %s: see which counters \"xdp-erm stats %s\" shows growing there (fragments, foreign " +
-	                             "addresses, another port, more levels)",
+	                    $msg=fmt("ERM of switch %s, session %d, reaches Zeek undecapsulated although XDP is attached " +
+	                             "to %s of %s: see which counters \"xdp-erm stats %s\" shows growing there " +
+	                             "(fragments, foreign addresses, another port, more levels)",
 	                             id$orig_h, port_to_count(id$orig_p), iface, host, iface),
 	                    $identifier=cat(host, iface, id$orig_h, id$orig_p), $suppress_for=suppression));
 	}
