@@ -219,13 +219,15 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from . import display, stats
+    from . import stats
     if args.watch is not None:
+        from . import display
         return display.watch(args.interface, args.watch, args.json)
     interfaces = stats.snapshot(args.interface)
     if args.json:
         print(json.dumps({"interfaces": interfaces}))
     else:
+        from . import display
         display.stats(interfaces)
     return 0
 

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from . import bpf, shared
-from .attachment import Attachment, find_all, require_root
+from .attachment import Attachment, find, find_all, require_root
 from .errors import XdpErmError
 from .links import Links
 
@@ -22,11 +22,13 @@ def snapshot(name: str | None = None) -> list[dict[str, Any]]:
     """
     require_root()
     with Links() as links:
-        if name is not None:
-            links.find(name)
-        attachments = [attachment for attachment in find_all(links) if name in (None, attachment.link.name)]
-    if name is not None and not attachments:
-        raise XdpErmError(f"{name}: xdp-erm is not attached; `xdp-erm attach {name}` does it")
+        if name is None:
+            attachments = find_all(links)
+        else:
+            found = find(links, name)
+            if found is None:
+                raise XdpErmError(f"{name}: xdp-erm is not attached; `xdp-erm attach {name}` does it")
+            attachments = [found]
     interfaces = []
     for attachment in attachments:
         try:

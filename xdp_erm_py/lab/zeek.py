@@ -18,12 +18,11 @@ from pathlib import Path
 
 from ..errors import XdpErmError
 from .cable import SENSOR_INTERFACE, Cable
-from .fanout import FANOUT_ID, FlowKey, Result, flow_key
+from .fanout import FANOUT_ID, SILENCE_TIMEOUT, FlowKey, Result, flow_key
 from .traffic import Packet
 
 PLACES = (None, "/opt/zeek/bin")  # PATH first
 START_TIMEOUT = 60.0  # seconds; several at once on a small machine take a while
-SILENCE_TIMEOUT = 5.0  # seconds without progress after which what is missing counts as lost
 STOP_TIMEOUT = 60.0
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
 
