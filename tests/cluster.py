@@ -26,6 +26,20 @@ LOCAL_ZEEK = """
 @load policy/protocols/conn/vlan-logging
 redef digest_salt = "test";
 
+# How many packets a worker has taken in: those that still wait for a worker when it is stopped are lost.
+event taken_in()
+	{
+	local f = open("taken-in");
+	print f, get_net_stats()$pkts_recvd;
+	close(f);
+	schedule 100msec { taken_in() };
+	}
+event zeek_init()
+	{
+	if ( reading_live_traffic() )
+		schedule 100msec { taken_in() };
+	}
+
 redef record Conn::Info += { worker: string &log &optional; };
 event connection_state_remove(c: connection)
 	{
@@ -94,11 +108,31 @@ class Cluster:
         return [line.split()[0] for line in table if " running " in line]
 
     def mirror(self, packets: Iterable[Packet]) -> None:
-        """Sends what the switch sends, at a pace that four workers on a small machine keep up with."""
-        for number, packet in enumerate(packets):
+        """Sends what the switch sends and waits until the workers, which must be running, have taken all of it in."""
+        before = self._taken_in()
+        sent = self.send(packets)
+        deadline = time.monotonic() + PATIENCE
+        while (taken := self._taken_in() - before) < sent:
+            assert time.monotonic() < deadline, f"the workers have taken in {taken} of {sent} packets"
+            time.sleep(0.1)
+
+    def send(self, packets: Iterable[Packet]) -> int:
+        """Sends at a pace that four workers on a small machine keep up with; returns how many."""
+        number = 0
+        for number, packet in enumerate(packets, 1):
             self.cable.send(packet.sent)
-            if number % 50 == 49:
+            if number % 50 == 0:
                 time.sleep(0.01)
+        return number
+
+    def _taken_in(self) -> int:
+        """Packets that the workers have got since they started; a file that is being written anew is read again."""
+        total = 0
+        for file in self.spool.glob("*/taken-in"):
+            while not (content := file.read_text()).endswith("\n"):
+                time.sleep(0.01)
+            total += int(content)
+        return total
 
     def rows(self, log: str, node: str = "manager") -> list[dict[str, Any]]:
         """The rows of a log that is being written, as far as they are there."""

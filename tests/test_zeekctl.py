@@ -430,7 +430,7 @@ def test_commands_by_node(stopped):
     assert cluster.zeekctl("xdp_erm.stats", status=1) == (
         f"Error: 127.0.0.1: xdp-erm: {SENSOR}: xdp-erm is not attached; `xdp-erm attach {SENSOR}` does it\n")
     cluster.zeekctl("xdp_erm.attach", "worker-1")
-    cluster.mirror(TRAFFIC[:100])
+    cluster.send(TRAFFIC[:100])
     row, = table(cluster.zeekctl("xdp_erm.stats", "worker-3"))
     assert (row["Host"], row["Interface"], row["decapsulated"]) == ("127.0.0.1", SENSOR, "100")
     assert set(row) == {"Host", "Interface", "decapsulated", "not_erm", "fragment", "truncated", "malformed",
