@@ -19,6 +19,9 @@
 #define VLAN_TAGGED 1
 #define VLAN_STRIP 2
 
+/* "ERM1": the XDP metadata of a decapsulated frame, by which bpf/isolate.c knows it. */
+#define ERM_MARK 1163021617
+
 /*
  * Each packet gets exactly one verdict. Only `decapsulated` changes the packet; with every other one it goes on
  * exactly as it came.

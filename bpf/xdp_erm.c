@@ -10,6 +10,7 @@
  *	ERM_VLAN		one of VLAN_RESTORE, VLAN_TAGGED, VLAN_STRIP
  *	ERM_SOURCES, ERM_TARGETS	entries in the allow lists; undefined where there is none
  *	ERM_SESSIONS		defined where sessions are counted
+ *	ERM_ISOLATE		defined where decapsulated frames are marked, for bpf/isolate.c to keep them out of the host
  */
 #define BPF_LICENSE Dual BSD/GPL
 
@@ -238,6 +239,41 @@ static __always_inline void write_tag(struct xdp_md *ctx, u32 tag)
 	word[3] = bpf_htonl(ETHERTYPE_8021Q << 16 | tag_control(tag));
 }
 
+#ifdef ERM_ISOLATE
+/* Room for the mark before the frame; it lies in what was stripped and is not written yet. 0, or the kernel's error. */
+static __always_inline int reserve_mark(struct xdp_md *ctx)
+{
+	return bpf_xdp_adjust_meta(ctx, -(int)sizeof(u32));
+}
+
+static __always_inline void release_mark(struct xdp_md *ctx)
+{
+	bpf_xdp_adjust_meta(ctx, sizeof(u32));
+}
+
+static __always_inline void write_mark(struct xdp_md *ctx)
+{
+	u32 *mark = (void *)(long)ctx->data_meta;
+
+	/* Again for the verifier's sake only. */
+	if ((void *)(mark + 1) <= (void *)(long)ctx->data)
+		*mark = ERM_MARK;
+}
+#else
+static __always_inline int reserve_mark(struct xdp_md *ctx)
+{
+	return 0;
+}
+
+static __always_inline void release_mark(struct xdp_md *ctx)
+{
+}
+
+static __always_inline void write_mark(struct xdp_md *ctx)
+{
+}
+#endif
+
 /* Everything that is to be known of one packet when it is counted. */
 struct outcome {
 	enum verdict verdict;
@@ -276,16 +312,26 @@ static __always_inline void decapsulate(struct xdp_md *ctx, struct outcome *outc
 	strip = frame.offset - (tagged ? sizeof(struct vlan_tag) : 0);
 	trim = data_end - data - frame.end;
 
-	/* Nothing is written before both have succeeded: the wrapping is still there to be uncovered again. */
+	/*
+	 * Nothing is written before all have succeeded: the wrapping is still there to be uncovered again. A frame that
+	 * cannot be marked stays wrapped, since the host would take a mirrored frame for one of its own.
+	 */
 	if (bpf_xdp_adjust_head(ctx, strip)) {
 		outcome->verdict = VERDICT_FAILED;
 		return;
 	}
-	if (trim && bpf_xdp_adjust_tail(ctx, -trim)) {
+	if (reserve_mark(ctx)) {
 		bpf_xdp_adjust_head(ctx, -strip);
 		outcome->verdict = VERDICT_FAILED;
 		return;
 	}
+	if (trim && bpf_xdp_adjust_tail(ctx, -trim)) {
+		release_mark(ctx);
+		bpf_xdp_adjust_head(ctx, -strip);
+		outcome->verdict = VERDICT_FAILED;
+		return;
+	}
+	write_mark(ctx);
 	if (tagged)
 		write_tag(ctx, innermost.tag);
 }

@@ -39,6 +39,8 @@ NATIVE, GENERIC = InterfaceConfig(mode="native"), InterfaceConfig(mode="generic"
 OFFLOADS = {"rx-vlan-offload", "rx-checksumming", "rx-vlan-stag-hw-parse"}
 TURNED_OFF = f"{SENSOR}: turned off rx-checksum, rx-vlan-hw-parse, rx-vlan-stag-hw-parse"
 TURNED_ON = f"{SENSOR}: turned on rx-checksum, rx-vlan-hw-parse, rx-vlan-stag-hw-parse again"
+ISOLATED = f"{SENSOR}: decapsulated frames are kept from the host's own network stack"
+RELEASED = f"{SENSOR}: the host's own network stack sees all frames again"
 MISSING = f"{SENSOR}: no such interface in this network namespace; `ip link` lists them"
 
 
@@ -121,10 +123,10 @@ def map_fd(number: int) -> int:
 
 def test_what_is_done_is_said(cable):
     assert attachment.attach(SENSOR, DEFAULT) == [
-        TURNED_OFF, f"{SENSOR}: attached (native, program {link().program_id})"]
+        TURNED_OFF, ISOLATED, f"{SENSOR}: attached (native, program {link().program_id})"]
     assert (link().mode, link().mtu) == ("native", 3500)
     attached = link().program_id
-    assert attachment.detach(SENSOR) == [f"{SENSOR}: detached (program {attached})", TURNED_ON]
+    assert attachment.detach(SENSOR) == [f"{SENSOR}: detached (program {attached})", RELEASED, TURNED_ON]
     assert link().program_id is None
 
 
@@ -224,7 +226,7 @@ def test_what_somebody_else_changed_is_left_alone(cable):
     turn("off", "tx-checksum-ip-generic")
     set_mtu(2000)
     said = attachment.detach(SENSOR)
-    assert said[1:] == [f"{SENSOR}: turned on rx-checksum, rx-vlan-stag-hw-parse again"]
+    assert said[1:] == [RELEASED, f"{SENSOR}: turned on rx-checksum, rx-vlan-stag-hw-parse again"]
     after = features()
     assert (link().mtu, after["rx-vlan-offload"], after["tx-checksum-ip-generic"]) == (2000, "on", "off")
 
@@ -503,7 +505,7 @@ def test_two_at_once(cable):
     outputs = sorted(process.communicate(timeout=TIMEOUT) for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert outputs == [(f"{SENSOR}: already attached (native, program {link().program_id})\n", ""),
-                       (f"{TURNED_OFF}\n{SENSOR}: attached (native, program {link().program_id})\n", "")]
+                       (f"{TURNED_OFF}\n{ISOLATED}\n{SENSOR}: attached (native, program {link().program_id})\n", "")]
 
 
 def test_waiting_has_an_end(cable, tmp_path, monkeypatch, capsys):

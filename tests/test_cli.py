@@ -105,7 +105,7 @@ def test_json(cable, attached):
     assert re.fullmatch(UTC_SECONDS, interface["attached_at"])
     assert interface["config"] == {
         "port": [7932], "vlan": "restore", "depth": 3, "mode": "auto", "sources": [], "targets": [], "sessions": True,
-        "set_mtu": False}
+        "set_mtu": False, "isolate": True}
     zero = {"packets": 0, "bytes": 0}
     assert interface["counters"] == {**dict.fromkeys([
         "decapsulated", "not_erm", "fragment", "truncated", "malformed", "foreign_source", "foreign_target", "failed",
@@ -117,9 +117,9 @@ def test_json(cable, attached):
         assert re.fullmatch(UTC_SECONDS.replace("Z", r"\.\d{3}Z"), session["last_seen"])
     assert sum(session["bytes"] for session in interface["sessions"]) == octets
     assert json.loads(run("stats", SENSOR, "--json").stdout)["interfaces"] == [interface]
-    # Status is the same without what is counted.
+    # Status is the same without what is counted, but looks at the filter.
     del interface["counters"], interface["sessions"]
-    assert json.loads(run("status", "--json").stdout) == {"interfaces": [interface]}
+    assert json.loads(run("status", "--json").stdout) == {"interfaces": [{**interface, "isolated": True}]}
 
 
 def test_json_of_nothing(cable):
@@ -130,9 +130,9 @@ def test_json_of_nothing(cable):
 def test_tables(cable, attached):
     octets = mirror(cable, 1000)
     heading, row = run("status").stdout.splitlines()
-    assert heading.split() == ["interface", "mode", "program", "since", "configuration"]
-    assert re.fullmatch(rf"{SENSOR} +native +{attached} +{UTC_SECONDS} +port=7932 vlan=restore depth=3 mode=auto "
-                        "sessions=on", row.rstrip())
+    assert heading.split() == ["interface", "mode", "program", "isolated", "since", "configuration"]
+    assert re.fullmatch(rf"{SENSOR} +native +{attached} +yes +{UTC_SECONDS} +port=7932 vlan=restore depth=3 mode=auto "
+                        "sessions=on isolate=on", row.rstrip())
     rows = {line.split()[0]: line.split()[1:] for line in run("stats").stdout.splitlines() if line.strip()}
     assert rows["verdict"] == ["packets", "bytes", "share"]
     assert rows["decapsulated"] == ["1,000", f"{octets:,}", "100.0%"]

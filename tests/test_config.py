@@ -43,7 +43,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_built_in_defaults():
     assert DEFAULT.as_dict() == {
         "port": [7932], "vlan": "restore", "depth": 3, "mode": "auto", "sources": [], "targets": [], "sessions": True,
-        "set_mtu": False}
+        "set_mtu": False, "isolate": True}
 
 
 def test_every_key(file):
@@ -135,8 +135,10 @@ MISTAKES = {
     "sessions: 1": "sessions: 1 is neither true nor false",
     "sessions: 'no'": "sessions: 'no' is neither true nor false",
     "set_mtu: 1554": "set_mtu: 1554 is neither true nor false",
-    "ports: 7932": "unknown key 'ports' (known: port, vlan, depth, mode, sources, targets, sessions, set_mtu)",
-    "2: 3": "unknown key 2 (known: port, vlan, depth, mode, sources, targets, sessions, set_mtu)",
+    "ports: 7932": "unknown key 'ports' (known: port, vlan, depth, mode, sources, targets, sessions, set_mtu, "
+                                    "isolate)",
+    "2: 3": "unknown key 2 (known: port, vlan, depth, mode, sources, targets, sessions, set_mtu, "
+                                    "isolate)",
 }
 
 
@@ -203,9 +205,9 @@ def test_a_directory(file):
 def test_the_command_prints_what_is_in_effect(file):
     file.write_text("defaults: {vlan: strip, depth: 1}\ninterfaces: {eth1: {depth: 2, port: [1, 2]}}\n")
     done = run("--config", str(file), "--port", "7,9", "--port", "8", "--source", "10.0.0.0/8", "--target", "192.0.2.1",
-               "--mode", "native", "--no-sessions", "--set-mtu", "eth1", "eth2")
+               "--mode", "native", "--no-sessions", "--set-mtu", "--no-isolate", "eth1", "eth2")
     overridden = {"port": [7, 8, 9], "vlan": "strip", "mode": "native", "sources": ["10.0.0.0/8"],
-                  "targets": ["192.0.2.1"], "sessions": False, "set_mtu": True}
+                  "targets": ["192.0.2.1"], "sessions": False, "set_mtu": True, "isolate": False}
     assert (done.returncode, done.stderr) == (0, "")
     assert yaml.safe_load(done.stdout) == {"interfaces": {
         "eth1": {**overridden, "depth": 2}, "eth2": {**overridden, "depth": 1}}}

@@ -65,8 +65,8 @@ def test_each_inner_flow_is_on_one_worker_and_everything_is_counted_once(stopped
     cluster = stopped
     cluster.configure(ClusterBackend=backend)
     said = cluster.zeekctl("deploy")
-    assert re.search(rf"^starting \.\.\.\n127.0.0.1: {SENSOR}: turned off .*\n127.0.0.1: {SENSOR}: attached \(native, "
-                     r"program \d+\)\nstarting manager", said, re.MULTILINE), said
+    assert re.search(rf"^starting \.\.\.\n127.0.0.1: {SENSOR}: turned off .*\n127.0.0.1: {SENSOR}: decapsulated "
+                     rf"frames are kept .*\n127.0.0.1: {SENSOR}: attached \(native, program \d+\)\nstarting manager", said, re.MULTILINE), said
     assert cluster.running() == ["manager", "proxy-1", *WORKERS]
     assert cluster.publisher()
 
@@ -150,6 +150,13 @@ def test_cron_mends_and_reports(stopped):
     assert said[0] == f"127.0.0.1: {SENSOR}: xdp-erm was no longer attached, and is again:"
     assert f"127.0.0.1: {SENSOR}: attached (native, program {cluster.status()[0]['program_id']})" in said[1:]
     assert cluster.zeekctl("cron") == ""
+
+    cluster.machine.run("tc", "qdisc", "del", "dev", SENSOR, "clsact")
+    assert cluster.zeekctl("cron").splitlines() == [
+        f"127.0.0.1: {SENSOR}: xdp-erm was no longer isolated, and is again:",
+        f"127.0.0.1: {SENSOR}: decapsulated frames are kept from the host's own network stack",
+        f"127.0.0.1: {SENSOR}: already attached (native, program {cluster.status()[0]['program_id']})"]
+    assert (cluster.status()[0]["isolated"], cluster.zeekctl("cron")) == (True, "")
 
     before = cluster.publisher()
     cluster.machine.run("kill", "-KILL", str(before))
@@ -353,13 +360,14 @@ def test_settings_get_to_the_program_and_to_the_scripts(stopped):
     """Those of a node before those for all, those of a file on the host below both; quoted, whatever is in them."""
     cluster = stopped
     cluster.machine.shell("printf 'defaults: {depth: 2, vlan: tagged}\\n' >\"/run/it's here; touch x.yaml\"")
-    cluster.configure(nodes(xdp_erm_vlan="strip", xdp_erm_sessions="0"), xdp_erm_port="7933, 7932 7934",
-                      xdp_erm_vlan="restore", xdp_erm_sources="198.51.100.0/24", xdp_erm_interval="60",
+    cluster.configure(nodes(xdp_erm_vlan="strip", xdp_erm_sessions="0", xdp_erm_isolate="0"),
+                      xdp_erm_port="7933, 7932 7934", xdp_erm_vlan="restore",
+                      xdp_erm_sources="198.51.100.0/24", xdp_erm_interval="60",
                       xdp_erm_config="/run/it's here; touch x.yaml", xdp_erm_publish="0")
     cluster.zeekctl("deploy")
     assert cluster.status()[0]["config"] == {
         "port": [7932, 7933, 7934], "vlan": "strip", "depth": 2, "mode": "auto", "sources": ["198.51.100.0/24"],
-        "targets": [], "sessions": False, "set_mtu": False}
+        "targets": [], "sessions": False, "set_mtu": False, "isolate": False}
     assert cluster.publisher() is None
     assert config_script(cluster.prefix) == (
         "@ifdef ( XDP_ERM::ports )\n"

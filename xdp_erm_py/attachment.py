@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import __version__, bpf, compiler, nic
+from . import __version__, bpf, compiler, isolation, nic
 from .config import InterfaceConfig
 from .errors import XdpErmError
 from .links import Link, Links, Refused
@@ -146,18 +146,27 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         }
         with contextlib.ExitStack() as opened:
             loaded = None
-            if not current or current.state["digest"] != digest or config.mode not in ("auto", current.mode):
+            mode, said = _mode(link, config)
+            if not current or current.state["digest"] != digest or mode not in ("auto", current.mode):
                 loaded = _load(opened, link, current, config, state)
             changes: dict[str, Any] = {}
+            isolated: list[str] = []
             try:
-                said = nic.prepare(links, link, config.set_mtu, changes)
+                said += nic.prepare(links, link, config.set_mtu, changes)
                 state["nic"] = nic.merged(state["nic"], changes)
+                if config.isolate:  # before there is anything to keep out
+                    isolated = isolation.isolate(link)
+                    said += isolated
                 if loaded:
                     said += loaded.said
                     _write(loaded.state_map, state)
-                    said += _put(opened, links, link, current, loaded.program, config.mode)
+                    said += _put(opened, links, link, current, loaded.program, mode)
+                if not config.isolate:
+                    said += isolation.release(link)
             except BaseException as error:  # Ctrl-C as well
                 with contextlib.suppress(XdpErmError):  # the interface may be gone; the first error is the one to tell
+                    if isolated:
+                        isolation.release(link)
                     nic.restore(links, links.find(name), changes)
                 if isinstance(error, OSError):
                     raise XdpErmError(f"{name}: not attached: {error.strerror}") from error
@@ -172,6 +181,17 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         with bpf.Map.by_id(attached.maps[STATE_MAP]) as state_map:
             _write(state_map, state)
         return said + settled
+
+
+def _mode(link: Link, config: InterfaceConfig) -> tuple[str, list[str]]:
+    """The mode to attach in, and what is to be said of it: isolation is impossible in native mode of some drivers."""
+    driver = isolation.lacks_metadata(link) if config.isolate and config.mode != "generic" else None
+    if driver is None:
+        return config.mode, []
+    reason = f"native XDP of its driver ({driver}) has no metadata, which isolation needs"
+    if config.mode == "native":
+        raise XdpErmError(f"{link.name}: {reason}: use generic mode (--mode auto), or isolate: false (--no-isolate)")
+    return "generic", [f"{link.name}: {reason}: using generic mode, which is slower"]
 
 
 class _Loaded(NamedTuple):
@@ -268,15 +288,18 @@ def detach(name: str) -> list[str]:
         link = links.find(name)
         current = attachment_of(link)
         if current is None:
+            # Somebody else took the program off, or a command was killed half-way: the filter may be left.
+            released = isolation.release(link)
             if link.program_id is None:
-                return [f"{name}: xdp-erm is not attached"]
-            return [f"{name}: program {link.program_id} ({_program_name(link.program_id)}) is not ours and stays"]
+                return released or [f"{name}: xdp-erm is not attached"]
+            return [f"{name}: program {link.program_id} ({_program_name(link.program_id)}) is not ours and stays",
+                    *released]
         try:
             with descriptor(bpf.program_fd(current.program_id)) as program:
                 links.detach(link, current.mode, program)
         except Refused as refused:
             raise XdpErmError(f"{name}: program {current.program_id} cannot be taken off: {refused}") from None
-        said = [f"{name}: detached (program {current.program_id})"]
+        said = [f"{name}: detached (program {current.program_id})", *isolation.release(link)]
         return said + nic.restore(links, links.find(name), current.state["nic"])
 
 

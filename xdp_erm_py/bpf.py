@@ -21,7 +21,7 @@ _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_GET_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 
 _PROG_TEST_RUN, _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_BIND_MAP = 10, 13, 14, 15, 35
 
 _MAP_TYPE_ARRAY = 2
-_PROG_TYPE_XDP = 6
+_PROG_TYPE_SCHED_CLS, _PROG_TYPE_XDP = 3, 6
 _PERCPU_MAP_TYPES = (5, 6, 10)  # hash, array, LRU hash
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -155,12 +155,21 @@ def update(fd: int, key: bytes, value: bytes) -> None:
 
 def load_xdp(name: str, instructions: bytes, license: bytes) -> int:
     """Loads an XDP program; returns its descriptor. The verifier's complaint is in the OSError's text."""
+    return _load(_PROG_TYPE_XDP, name, instructions, license)
+
+
+def load_classifier(name: str, instructions: bytes, license: bytes) -> int:
+    """Loads a program for a traffic control filter, as load_xdp does."""
+    return _load(_PROG_TYPE_SCHED_CLS, name, instructions, license)
+
+
+def _load(kind: int, name: str, instructions: bytes, license: bytes) -> int:
     instructions_buffer = ctypes.create_string_buffer(instructions, len(instructions))
     license_buffer = ctypes.create_string_buffer(license)
 
     def load(log: ctypes.Array[ctypes.c_char] | None) -> int:
         return _bpf(_PROG_LOAD, struct.pack(
-            "=IIQQIIQII16s", _PROG_TYPE_XDP, len(instructions) // 8, _address(instructions_buffer),
+            "=IIQQIIQII16s", kind, len(instructions) // 8, _address(instructions_buffer),
             _address(license_buffer), 1 if log else 0, len(log) if log else 0, _address(log) if log else 0,
             0, 0, name.encode()))
 

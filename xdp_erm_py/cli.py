@@ -146,6 +146,8 @@ def _settings(parser: argparse.ArgumentParser) -> None:
                        help="do not count by switch session")
     group.add_argument("--set-mtu", dest="set_mtu", action="store_true", default=None,
                        help="raise an MTU that is too small for full-size mirrored frames")
+    group.add_argument("--no-isolate", dest="isolate", action="store_false", default=None,
+                       help="let the host's own network stack have the decapsulated frames, too")
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -205,11 +207,12 @@ def _detach(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from . import attachment, stats
+    from . import attachment, isolation, stats
     from .links import Links
     attachment.require_root()
     with Links() as links:
-        interfaces = [stats.describe(found) for found in attachment.find_all(links)]
+        interfaces = [{**stats.describe(found), "isolated": isolation.is_isolated(found.link)}
+                      for found in attachment.find_all(links)]
     if args.json:
         print(json.dumps({"interfaces": interfaces}))
     else:

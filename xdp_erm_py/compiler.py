@@ -16,6 +16,7 @@ from .errors import XdpErmError
 
 PROGRAM = "xdp_erm"
 SOURCE = "xdp_erm.c"
+CLASSIFIER, CLASSIFIER_SOURCE = "isolate", "isolate.c"
 
 # BPF_LD | BPF_IMM | BPF_DW with BPF_PSEUDO_MAP_FD as source register: the instruction that names a map.
 _LOAD_MAP = (0x18, 1)
@@ -32,6 +33,8 @@ def flags(config: InterfaceConfig) -> list[str]:
         defines.append(f"ERM_TARGETS={len(config.targets)}")
     if config.sessions:
         defines.append("ERM_SESSIONS")
+    if config.isolate:
+        defines.append("ERM_ISOLATE")
     return ["-D" + define for define in defines]
 
 
@@ -53,6 +56,39 @@ def _import_bcc() -> Any:
     return bcc
 
 
+def _module(source: str, options: list[str]) -> Any:
+    """Has bcc compile one of the sources in bpf/."""
+    bcc = _import_bcc()
+    # bcc wants a directory, and in a .pyz the sources are none.
+    with tempfile.TemporaryDirectory(prefix="xdp-erm-") as directory:
+        _copy(shared.BPF_DIRECTORY, Path(directory))
+        # The project's own header tree: whatever the running kernel's headers are, they are not needed.
+        outer = os.environ.get("BCC_KERNEL_SOURCE")
+        os.environ["BCC_KERNEL_SOURCE"] = directory
+        try:
+            return bcc.BPF(text=(shared.BPF_DIRECTORY / source).read_bytes(), cflags=[f"-I{directory}", *options])
+        except Exception as error:
+            raise XdpErmError(f"{source} does not compile: {error}") from None
+        finally:
+            os.environ.pop("BCC_KERNEL_SOURCE")
+            if outer is not None:
+                os.environ["BCC_KERNEL_SOURCE"] = outer
+
+
+def _function(module: Any, name: str) -> tuple[bytes, bytes]:
+    """A function's instructions, and its licence."""
+    return module.dump_func(name.encode()), _import_bcc().lib.bpf_module_license(module.module)
+
+
+def classifier() -> tuple[bytes, bytes]:
+    """The instructions of bpf/isolate.c, and their licence. It is the same in each configuration."""
+    module = _module(CLASSIFIER_SOURCE, [])
+    try:
+        return _function(module, CLASSIFIER)
+    finally:
+        module.cleanup()
+
+
 class Compiled:
     """A compiled program and the maps made for it, which are gone after the with block unless a program holds them.
 
@@ -60,24 +96,8 @@ class Compiled:
     """
 
     def __init__(self, config: InterfaceConfig, options: tuple[str, ...] = ()) -> None:
-        bcc = _import_bcc()
-        # bcc wants a directory, and in a .pyz the sources are none.
-        with tempfile.TemporaryDirectory(prefix="xdp-erm-") as directory:
-            _copy(shared.BPF_DIRECTORY, Path(directory))
-            # The project's own header tree: whatever the running kernel's headers are, they are not needed.
-            outer = os.environ.get("BCC_KERNEL_SOURCE")
-            os.environ["BCC_KERNEL_SOURCE"] = directory
-            try:
-                source = (shared.BPF_DIRECTORY / SOURCE).read_bytes()
-                self._module = bcc.BPF(text=source, cflags=[f"-I{directory}", *flags(config), *options])
-            except Exception as error:
-                raise XdpErmError(f"the XDP program does not compile: {error}") from None
-            finally:
-                os.environ.pop("BCC_KERNEL_SOURCE")
-                if outer is not None:
-                    os.environ["BCC_KERNEL_SOURCE"] = outer
-        self._instructions: bytes = self._module.dump_func(PROGRAM.encode())
-        self._license: bytes = bcc.lib.bpf_module_license(self._module.module)
+        self._module = _module(SOURCE, [*flags(config), *options])
+        self._instructions, self._license = _function(self._module, PROGRAM)
         names = ["counters"]
         for name, addresses in (("sources", config.sources), ("targets", config.targets)):
             if addresses:

@@ -46,6 +46,8 @@ class InterfaceConfig:
     """Whether packets are counted by switch session as well."""
     set_mtu: bool = False
     """Whether an MTU too small for a full-size mirrored frame is raised."""
+    isolate: bool = True
+    """Whether decapsulated frames are for packet taps only and kept out of the host's own network stack."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain lists, strings and numbers, as in YAML and JSON."""
@@ -115,6 +117,7 @@ SETTINGS: dict[str, Callable[[Any], Any]] = {
     "targets": _addresses,
     "sessions": _flag,
     "set_mtu": _flag,
+    "isolate": _flag,
 }
 
 
@@ -128,7 +131,7 @@ def check(key: str, value: Any) -> Any:
 def check_interface_name(name: Any) -> str:
     """The name, if Linux would take it for an interface (1 to 15 bytes, no slash, colon or space)."""
     if not isinstance(name, str) or not 1 <= len(name.encode()) <= 15 or name in (".", "..") or \
-            any(character in "/:" or character.isspace() for character in name):
+            any(character in "/:\0" or character.isspace() for character in name):
         raise ValueError(f"{name!r} is not an interface name")
     return name
 
@@ -157,12 +160,13 @@ def load(path: Path | None = None) -> Configuration:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from None
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        return _Reader(file).configuration(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         raise UsageError(f"{where}: not YAML: {_problem(error)}") from None
-    return _Reader(file).configuration(root)
+    except RecursionError:
+        raise UsageError(f"{file}: nested too deeply") from None
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -185,6 +189,8 @@ class _Reader:
             return self._constructor.construct_object(node, deep=True)
         except yaml.YAMLError as error:
             raise self._error(node, _problem(error)) from None
+        except (ValueError, LookupError, AttributeError) as error:  # PyYAML does not check texts like 2001-99-99
+            raise self._error(node, f"a value is not what its type says: {error}") from None
 
     def _items(self, node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, Any, yaml.Node]]:
         """(key's node, key, value's node) of a mapping; an empty one may be left blank."""

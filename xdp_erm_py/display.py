@@ -42,13 +42,14 @@ def status(interfaces: list[dict[str, Any]]) -> None:
         print(_NOTHING)
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("interface", "mode", "program", "since", "configuration"):
+    for column in ("interface", "mode", "program", "isolated", "since", "configuration"):
         table.add_column(column, overflow="fold")
     for interface in interfaces:
         configuration = " ".join(f"{key}={_shown(value)}" for key, value in interface["config"].items()
                                  if value not in ([], False))
-        table.add_row(interface["name"], interface["mode"], str(interface["program_id"]), interface["attached_at"],
-                      configuration)
+        isolated = "yes" if interface["isolated"] else "no"
+        table.add_row(interface["name"], interface["mode"], str(interface["program_id"]), isolated,
+                      interface["attached_at"], configuration)
     _console().print(table)
 
 

@@ -21,6 +21,7 @@ def _enumerators(prefix: str) -> tuple[str, ...]:
 ERM_DEFAULT_PORT = _numbers["ERM_DEFAULT_PORT"]
 ERM_HEADER_LEN = _numbers["ERM_HEADER_LEN"]
 ERM_MAX_DEPTH = _numbers["ERM_MAX_DEPTH"]
+ERM_MARK = _numbers["ERM_MARK"]
 ERM_MAX_SESSIONS = _numbers["ERM_MAX_SESSIONS"]
 
 #: The ways to treat the mirrored frame's VLAN, by their number in the program.

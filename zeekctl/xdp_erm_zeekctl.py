@@ -35,6 +35,7 @@ OPTIONS = (
     ("targets", "", "IPv4 addresses: take ERM only to these."),
     ("sessions", "", "0: do not count by switch session."),
     ("set_mtu", "", "1: raise an MTU that is too small for full-size mirrored frames."),
+    ("isolate", "", "0: let the hosts' own network stacks have the decapsulated frames, too."),
     ("on_failure", "fallback", "Where attaching fails: fallback (workers start without) or veto (they do not start)."),
     ("detach_on_stop", "0", "Detach when the last worker of an interface was stopped (0 or 1)."),
     ("command_prefix", "", "What makes a command run as root on the hosts, such as sudo -n."),
@@ -49,7 +50,7 @@ _FLAGS = {"config": "--config", "port": "--port", "vlan": "--vlan", "depth": "--
           "sources": "--source", "targets": "--target"}
 _LISTS = ("port", "sources", "targets")
 # It has a flag for one of two values, the one that is not the default.
-_SWITCHES = {"sessions": (False, "--no-sessions"), "set_mtu": (True, "--set-mtu")}
+_SWITCHES = {"sessions": (False, "--no-sessions"), "set_mtu": (True, "--set-mtu"), "isolate": (False, "--no-isolate")}
 
 # What node.cfg can set for a worker, as xdp_erm.NAME, over what zeekctl.cfg says.
 NODE_KEYS = ("attach", *_FLAGS, *_SWITCHES)
@@ -227,13 +228,14 @@ class XdpErm(ZeekControl.plugin.Plugin):
 
         for capture in captures:
             host = hosts[capture.node.addr]
-            if not host.problem and capture.interface not in host.interfaces:
+            lost = None if host.problem else _lost(host.interfaces.get(capture.interface))
+            if lost:
                 outcome = self._change("attach", [capture])[0]
                 if outcome.success:
-                    self.message(f"{capture}: xdp-erm was no longer attached, and is again:")
+                    self.message(f"{capture}: xdp-erm was no longer {lost}, and is again:")
                     self._tell(capture.node, outcome.output)
                 else:
-                    problems.append(f"{capture}: xdp-erm is no longer attached: {outcome.output}")
+                    problems.append(f"{capture}: xdp-erm is no longer {lost}: {outcome.output}")
         for node in nodes:
             host = hosts[node.addr]
             if not host.problem and not host.publishing and node.addr in publishing:
@@ -358,7 +360,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
 
     def _problem(self, name: str, value: str) -> str | None:
         """What is wrong with a value; those for the helper are left to it."""
-        if name in ("attach", "sessions", "set_mtu", "detach_on_stop", "publish"):
+        if name in ("attach", *_SWITCHES, "detach_on_stop", "publish"):
             return None if value == "" or value.lower() in _BOOLEANS else "is neither 0 nor 1"
         if name in _CHOICES:
             return None if value in _CHOICES[name] else f"is none of {', '.join(_CHOICES[name])}"
@@ -368,7 +370,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
             number = re.fullmatch(r"\d+(\.\d+)?", value)
             return None if number and 0.1 <= float(value) <= 3600 else "is not a number of seconds from 0.1 to 3600"
         if name == "websocket_port":
-            if not value.isdecimal() or not 1 <= int(value) <= 65535:
+            if not re.fullmatch("[0-9]{1,5}", value) or not 1 <= int(value) <= 65535:
                 return "is not a TCP port (1 to 65535)"
             if self.getGlobalOption("UseWebSocket") and int(value) == self.getGlobalOption("WebSocketPort"):
                 return "is the port of zeekctl's own server (WebSocketPort)"
@@ -521,6 +523,13 @@ def _uses_af_packet(node: Any) -> bool:
     # zeekctl's own plugin puts the prefix before the interface when it comes to lb_method.
     return node.type in ("worker", "standalone") and bool(node.interface) and (
         node.interface.startswith("af_packet::") or node.lb_method == "af_packet")
+
+
+def _lost(interface: dict[str, Any] | None) -> str | None:
+    """What an interface on which xdp-erm was attached has lost since: the program, or the filter beside it."""
+    if interface is None:
+        return "attached"
+    return "isolated" if interface["config"]["isolate"] and not interface["isolated"] else None
 
 
 def _one_for_each_host(nodes: Iterable[Any]) -> list[Any]:
