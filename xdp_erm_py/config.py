@@ -190,7 +190,7 @@ class _Reader:
         except yaml.YAMLError as error:
             raise self._error(node, _problem(error)) from None
         except (ValueError, LookupError, AttributeError) as error:  # PyYAML does not check texts like 2001-99-99
-            raise self._error(node, f"a value is not what its type says: {error}") from None
+            raise self._error(node, f"not a value of its type: {error}") from None
 
     def _items(self, node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, Any, yaml.Node]]:
         """(key's node, key, value's node) of a mapping; an empty one may be left blank."""

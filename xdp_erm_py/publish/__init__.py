@@ -101,7 +101,7 @@ def wanted_transports(arguments: argparse.Namespace) -> list[Transport]:
 def _endpoint(option: str, text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     host = host.strip("[]")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
         raise UsageError(f"{option} {text}: must be ADDRESS:PORT")
     return host, int(port)
 

@@ -72,7 +72,7 @@ def encode(topic: str, name: str, *arguments: Value) -> str:
 
 def decode(text: str) -> tuple[str, list[Any]] | None:
     """Name and bare arguments of the event in a message; None where it holds none. ValueError: not a message."""
-    message = json.loads(text)
+    message = _parse(text)
     try:
         if message["type"] != "data-message":
             return None
@@ -84,7 +84,14 @@ def decode(text: str) -> tuple[str, list[Any]] | None:
 
 def refusal(text: str) -> str | None:
     """What Zeek complains about in an error message; None for any other message. ValueError: not a message."""
-    message = json.loads(text)
+    message = _parse(text)
     if not isinstance(message, dict) or message.get("type") != "error":
         return None
     return f"{message.get('code')}: {message.get('context')}"
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested too deeply: {text[:80]}") from None
