@@ -1,5 +1,6 @@
 # make demo   run the lab: a mirroring switch and a sensor in network namespaces of this machine (root)
 # make test   run all tests (root: most of them use XDP)
+# make fuzz   compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
 # make clean  remove what the other targets made here
 
 PYTHON := /usr/bin/python3
@@ -10,13 +11,17 @@ VENV := .venv
 RUNTIME_PACKAGES := python3-bpfcc python3-yaml python3-pyroute2 python3-rich python3-websockets
 TEST_PACKAGES := python3-venv iproute2 ethtool procps util-linux git python3-git python3-semantic-version rsync systemd udev
 
-.PHONY: demo test runtime clean
+.PHONY: demo test fuzz runtime clean
 
 demo: runtime
 	bin/xdp-erm lab
 
 test: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:/opt/zeek/bin:/usr/sbin:/usr/bin:/sbin:/bin" $(VENV)/bin/python -m pytest tests
+
+fuzz: $(VENV)/ready
+	PATH="$(CURDIR)/$(VENV)/bin:/usr/sbin:/usr/bin:/sbin:/bin" PYTHONPATH="$(CURDIR):$(CURDIR)/tests" \
+		$(VENV)/bin/python -m fuzz $(FUZZ)
 
 runtime:
 	@$(call install,$(RUNTIME_PACKAGES))

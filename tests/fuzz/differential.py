@@ -1,0 +1,215 @@
+"""Runs frames through the XDP program and through an oracle, and tells where they differ."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import ipaddress
+import mmap
+import struct
+from collections.abc import Callable, Iterable, Iterator
+
+from frames import SENSOR
+from program import MARK, XDP_PASS, Counted, Program
+
+from fuzz.generator import LONGEST, Generator
+from xdp_erm_py import bpf, reference, shared
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.reference import Decapsulation, Session
+
+CONFIGURATIONS = (
+    InterfaceConfig(),
+    InterfaceConfig(isolate=False),
+    InterfaceConfig(vlan="tagged", depth=2, port=(7932, 7933)),
+    InterfaceConfig(vlan="tagged", isolate=False, sessions=False),
+    InterfaceConfig(vlan="strip", depth=1, sources=("198.51.100.0/24", "10.0.0.0/8")),
+    InterfaceConfig(vlan="strip", port=(7932, 7933), sessions=False),
+    InterfaceConfig(depth=1, sessions=False, targets=(SENSOR,)),
+    InterfaceConfig(sources=("198.51.100.1/32", "203.0.113.0/24"), targets=(SENSOR,), isolate=False),
+)
+
+# Reading the counters takes as long as running some frames.
+BATCH = 64
+# Mismatches after which a run is given up: more of them say no more.
+ENOUGH = 5
+# An LRU map is allowed to forget; with so few sessions it does not.
+MOST_SESSIONS = shared.ERM_MAX_SESSIONS // 2
+
+NOTHING = Counted(0, 0)
+
+Oracle = Callable[[bytes, InterfaceConfig], Decapsulation]
+
+
+@dataclasses.dataclass
+class Result:
+    """What a run saw."""
+
+    frames: int = 0
+    shortest: int = LONGEST
+    longest: int = 0
+    longest_decapsulated: int = 0
+    counted: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """Frames by verdict, and by note."""
+    shapes: collections.Counter[Shape] = dataclasses.field(default_factory=collections.Counter)
+    """Decapsulated frames by what was done to them, and what was mirrored."""
+    mismatches: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, other: Result) -> None:
+        self.frames += other.frames
+        self.shortest, self.longest = min(self.shortest, other.shortest), max(self.longest, other.longest)
+        self.longest_decapsulated = max(self.longest_decapsulated, other.longest_decapsulated)
+        self.counted += other.counted
+        self.shapes += other.shapes
+        self.mismatches += other.mismatches
+
+
+# Levels peeled; whether a tag was inserted; whether bytes behind the datagram were cut; what was mirrored.
+Shape = tuple[int, bool, bool, str]
+
+
+def run(seed: str, frames: int, share: tuple[int, int] = (0, 1), oracle: Oracle = reference.decapsulate,
+        configurations: Iterable[InterfaceConfig] = CONFIGURATIONS) -> Result:
+    """Compares at least `frames` distinct frames. Shares (number, of how many) have no frame in common."""
+    result = Result()
+    with contextlib.ExitStack() as stack:
+        subjects = [Subject(stack.enter_context(Program(config)), config, oracle) for config in configurations]
+        source = distinct(Generator(seed), share)
+        while result.frames < frames and len(result.mismatches) < ENOUGH:
+            for subject in subjects:
+                subject.compare([next(source) for _ in range(BATCH)], result)
+        for subject in subjects:
+            subject.compare_sessions(result)
+    return result
+
+
+def distinct(generator: Generator, share: tuple[int, int]) -> Iterator[bytes]:
+    """The frames of one share, each once."""
+    number, shares = share
+    seen = set()
+    while True:
+        frame = generator.frame()
+        digest = int.from_bytes(hashlib.blake2b(frame, digest_size=8).digest(), "big")
+        if digest % shares == number and digest not in seen:
+            seen.add(digest)
+            yield frame
+
+
+class Subject:
+    """One configuration: its program, and what has been counted by now."""
+
+    def __init__(self, program: Program, config: InterfaceConfig, oracle: Oracle) -> None:
+        self._program, self._config, self._oracle = program, config, oracle
+        self._stripped = dataclasses.replace(config, vlan="strip")
+        # Asked of the kernel: how much of a long frame a program without multi-buffer support is shown, as it is on no
+        # interface. It is a page without what the kernel wants before and behind.
+        self._visible = program.run(bytes(max(LONGEST, mmap.PAGESIZE))).counters["not_erm"].bytes
+        self._counters = program.counters()
+        self._sessions: dict[Session, Counted] = {}
+
+    def compare(self, frames: Iterable[bytes], result: Result) -> None:
+        """Runs frames one by one, then compares the counters; what differs is in `result`."""
+        batch = []
+        sessions = set()
+        for frame in frames:
+            frame, expected = self._expected(frame)
+            session = expected.session if self._config.sessions else None
+            if session:
+                if session not in self._sessions and len(self._sessions) >= MOST_SESSIONS:
+                    continue
+                self._sessions[session] = self._one_more(self._sessions.get(session, NOTHING), frame)
+                sessions.add(session)
+            for name in _counted(expected):
+                self._counters[name] = self._one_more(self._counters[name], frame)
+            returned, left = bpf.test_run(self._program.fd, frame)
+            if returned != XDP_PASS or left != self._left(expected):
+                result.mismatches.append(self._tell(frame, expected, f"returned {returned}, left {left.hex()}"))
+            batch.append(frame)
+            self._note(frame, expected, result)
+        if self._program.counters() != self._counters or \
+                any(self._session(session) != self._sessions[session] for session in sessions):
+            result.mismatches.append(self._miscounted(batch))
+
+    def compare_sessions(self, result: Result) -> None:
+        """All of them, since the program may have made one that nobody expects."""
+        if self._program.sessions() != self._sessions:
+            sessions = _moved(self._sessions, self._program.sessions())
+            result.mismatches.append(f"{self._config}: sessions that no frame has: {sessions}")
+
+    def _one_more(self, counted: Counted, frame: bytes) -> Counted:
+        return Counted(counted.packets + 1, counted.bytes + min(len(frame), self._visible))
+
+    def _note(self, frame: bytes, expected: Decapsulation, result: Result) -> None:
+        result.frames += 1
+        result.shortest, result.longest = min(result.shortest, len(frame)), max(result.longest, len(frame))
+        result.counted.update(_counted(expected))
+        if expected.verdict == "decapsulated":
+            result.longest_decapsulated = max(result.longest_decapsulated, len(frame))
+            mirrored = self._oracle(frame, self._stripped).frame
+            result.shapes[expected.levels, len(expected.frame) > len(mirrored), not frame.endswith(mirrored),
+                          _kind(mirrored)] += 1
+
+    def _expected(self, frame: bytes) -> tuple[bytes, Decapsulation]:
+        """The frame, and what shall come of it. One longer than what the program is shown is left as it is."""
+        if len(frame) <= self._visible:
+            return frame, self._oracle(frame, self._config)
+        expected = self._oracle(frame[:self._visible], self._config)
+        if expected.verdict == "decapsulated":  # the program would cut what it is not shown
+            return frame[:self._visible], expected
+        return frame, dataclasses.replace(expected, frame=frame)
+
+    def _left(self, expected: Decapsulation) -> bytes:
+        """What a test run gives back: the metadata with the frame."""
+        marked = self._config.isolate and expected.verdict == "decapsulated"
+        return MARK + expected.frame if marked else expected.frame
+
+    def _session(self, session: Session) -> Counted:
+        key = struct.pack("!4sHH", ipaddress.IPv4Address(session.source).packed, session.source_port, 0)
+        values = self._program.maps["sessions"].lookup(key)
+        return Counted(*struct.unpack("=QQQ", values[0])[:2]) if values else NOTHING
+
+    def _miscounted(self, batch: list[bytes]) -> str:
+        """Runs a batch once more, frame by frame, to name the one that is miscounted."""
+        for frame in batch:
+            _, expected = self._expected(frame)
+            counted = self._one_more(NOTHING, frame)
+            before = self._program.counters(), self._program.sessions()
+            bpf.test_run(self._program.fd, frame)
+            counters = _moved(before[0], self._program.counters())
+            sessions = _moved(before[1], self._program.sessions())
+            if counters != dict.fromkeys(_counted(expected), counted) or \
+                    sessions != ({expected.session: counted} if expected.session and self._config.sessions else {}):
+                told = self._tell(frame, expected, f"counted {counters}, {sessions}")
+                break
+        else:
+            told = f"{self._config}: miscounted, but none alone: {' '.join(frame.hex() for frame in batch)}"
+        self._counters, self._sessions = self._program.counters(), self._program.sessions()
+        return told
+
+    def _tell(self, frame: bytes, expected: Decapsulation, seen: str) -> str:
+        return f"{self._config}\n  frame {frame.hex()}\n  expected {_counted(expected)}, {expected.session}, left " \
+               f"{self._left(expected).hex()}\n  {seen}"
+
+
+def _counted(expected: Decapsulation) -> list[str]:
+    notes = ["nested"] * (expected.levels > 1) + ["inner_truncated"] * expected.inner_truncated
+    return [expected.verdict, *notes]
+
+
+def _moved(before: dict, after: dict) -> dict:
+    moved = {}
+    for name, counted in after.items():
+        earlier = before.get(name, NOTHING)
+        if counted != earlier:
+            moved[name] = Counted(counted.packets - earlier.packets, counted.bytes - earlier.bytes)
+    return moved
+
+
+def _kind(mirrored: bytes) -> str:
+    try:
+        ethertype, offset = reference.skip_ethernet(mirrored)
+    except reference.NotErm:
+        return "cut tags"
+    kind = {0x0800: "IPv4", 0x86DD: "IPv6"}.get(ethertype, "other")
+    return f"{kind}, tagged" if offset > reference.ETHERNET_LEN else kind
