@@ -27,7 +27,8 @@ from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.traffic import synthetic
-from xdp_erm_py.links import Link, Links, Refused
+from xdp_erm_py.links import Link, Links
+from xdp_erm_py.netlink import Refused
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 TIMEOUT = 60  # seconds
@@ -126,7 +127,7 @@ def test_what_is_done_is_said(cable):
         TURNED_OFF, ISOLATED, f"{SENSOR}: attached (native, program {link().program_id})"]
     assert (link().mode, link().mtu) == ("native", 3500)
     attached = link().program_id
-    assert attachment.detach(SENSOR) == [f"{SENSOR}: detached (program {attached})", RELEASED, TURNED_ON]
+    assert attachment.detach(SENSOR) == [f"{SENSOR}: detached (program {attached})", TURNED_ON, RELEASED]
     assert link().program_id is None
 
 
@@ -226,7 +227,7 @@ def test_what_somebody_else_changed_is_left_alone(cable):
     turn("off", "tx-checksum-ip-generic")
     set_mtu(2000)
     said = attachment.detach(SENSOR)
-    assert said[1:] == [RELEASED, f"{SENSOR}: turned on rx-checksum, rx-vlan-stag-hw-parse again"]
+    assert said[1:] == [f"{SENSOR}: turned on rx-checksum, rx-vlan-stag-hw-parse again", RELEASED]
     after = features()
     assert (link().mtu, after["rx-vlan-offload"], after["tx-checksum-ip-generic"]) == (2000, "on", "off")
 

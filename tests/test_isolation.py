@@ -248,7 +248,8 @@ def test_their_filter_still_sees_the_hosts_own_traffic(sensor):
 
 
 def test_other_kinds_of_filters_before_it_are_warned_of():
-    others = [(1, "flower", None, 0), (1, "flower", None, 1), (3, "u32", None, 1), (4, "bpf", "theirs", 1)]
+    others = [isolation._Filter(*fields) for fields in (
+        (1, 0, "flower", None), (1, 1, "flower", None), (3, 1, "u32", None), (4, 1, "bpf", "theirs"))]
     assert isolation._preference(others) == (2, [1])
     assert isolation._preference(others[2:]) == (1, [])
     assert isolation._preference([]) == (1, [])

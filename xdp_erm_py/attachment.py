@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 from . import __version__, bpf, compiler, isolation, nic
 from .config import InterfaceConfig
 from .errors import XdpErmError
-from .links import Link, Links, Refused
+from .links import Link, Links
+from .netlink import Refused
 
 LOCK = Path("/run/xdp-erm.lock")
 LOCK_SECONDS = 60
@@ -299,8 +300,9 @@ def detach(name: str) -> list[str]:
                 links.detach(link, current.mode, program)
         except Refused as refused:
             raise XdpErmError(f"{name}: program {current.program_id} cannot be taken off: {refused}") from None
-        said = [f"{name}: detached (program {current.program_id})", *isolation.release(link)]
-        return said + nic.restore(links, links.find(name), current.state["nic"])
+        said = [f"{name}: detached (program {current.program_id})"]
+        said += nic.restore(links, links.find(name), current.state["nic"])
+        return said + isolation.release(link)
 
 
 def _now() -> str:

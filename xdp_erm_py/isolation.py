@@ -1,19 +1,22 @@
 """Keeps decapsulated frames out of the host's own network stack, by a filter on the interface's clsact qdisc.
 
 The filter (bpf/isolate.c) is known by its name, which also says whether the qdisc was made for it: there is no other
-state. Needs pyroute2, which is imported only here where filters are looked at or changed.
+state.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
+import struct
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from . import bpf, compiler
 from .errors import XdpErmError
 from .links import Link, gone
+from .netlink import CREATE, DUMP, EXCLUSIVE, NESTED, Refused, Rtnetlink, attribute, attributes, text
 
 FILTER = "xdp_erm_isolate"
 #: The filter's name where the qdisc was made for it and goes with it.
@@ -22,9 +25,25 @@ FILTER_AND_QDISC = "xdp_erm_isolate+clsact"
 #: Drivers whose native XDP has no metadata, so that the program could not mark what it decapsulates.
 DRIVERS_WITHOUT_METADATA = ("ena", "gve", "mana", "sfc")
 
-# uapi linux/pkt_sched.h and if_ether.h
+# uapi linux/rtnetlink.h, pkt_sched.h, pkt_cls.h and if_ether.h
+_RTM_NEWQDISC, _RTM_DELQDISC = 36, 37
+_RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
+_DIRECT_ACTION = 1
+_CLSACT_PARENT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
-_ETH_P_ALL = 3
+_ALL_PROTOCOLS = socket.htons(3)
+_TC = struct.Struct("=B3xiIII")  # family, interface, handle, parent, preference << 16 | protocol in network byte order
+
+
+class _Filter(NamedTuple):
+    preference: int
+    handle: int
+    """0: the entry that each preference has of its own"""
+    kind: str
+    name: str | None
+    """of a BPF filter"""
 
 
 def lacks_metadata(link: Link) -> str | None:
@@ -38,14 +57,14 @@ def lacks_metadata(link: Link) -> str | None:
 
 def is_isolated(link: Link) -> bool:
     """Whether the filter is there."""
-    with _route() as route:
-        return _ours(_filters(route, link, _INGRESS)) is not None
+    with Rtnetlink() as rtnetlink:
+        return _ours(_filters(rtnetlink, link, _INGRESS)) is not None
 
 
 def isolate(link: Link) -> list[str]:
     """Puts the filter before the interface's others, where it is not there yet. Returns a line for what was done."""
-    with _route() as route:
-        filters = _filters(route, link, _INGRESS)
+    with Rtnetlink() as rtnetlink:
+        filters = _filters(rtnetlink, link, _INGRESS)
         if _ours(filters):
             return []
         instructions, license = compiler.classifier()
@@ -54,15 +73,14 @@ def isolate(link: Link) -> list[str]:
         except OSError as error:
             raise _failed(link, f"the kernel does not load the filter: {error.strerror}") from None
         try:
-            made = _make_qdisc(route, link)
+            made = _make_qdisc(rtnetlink, link)
             preference, before = _preference(filters)
             try:
-                route.tc("add-filter", "bpf", link.index, 0, fd=program, name=FILTER_AND_QDISC if made else FILTER,
-                         parent=_INGRESS, prio=preference, protocol=_ETH_P_ALL, classid=0, direct_action=True)
-            except _netlink_error() as error:
-                if made and error.code != errno.ENODEV:
-                    route.tc("del", "clsact", link.index)
-                raise _failed(link, f"the kernel takes no BPF filter: {_reason(link, error)}") from None
+                _add_filter(rtnetlink, link, preference, program, FILTER_AND_QDISC if made else FILTER)
+            except Refused as refused:
+                if made and refused.code != errno.ENODEV:
+                    _remove_qdisc(rtnetlink, link)
+                raise _failed(link, f"the kernel takes no BPF filter: {_reason(link, refused)}") from None
         finally:
             os.close(program)
     said = [f"{link.name}: decapsulated frames are kept from the host's own network stack"]
@@ -74,31 +92,19 @@ def isolate(link: Link) -> list[str]:
 
 def release(link: Link) -> list[str]:
     """Removes the filter, and the qdisc if it was made for it and nobody else uses it. Returns a line for it."""
-    with _route() as route:
-        ours = _ours(_filters(route, link, _INGRESS))
+    with Rtnetlink() as rtnetlink:
+        ours = _ours(_filters(rtnetlink, link, _INGRESS))
         if ours is None:
             return []
-        name, preference, handle = ours
         try:
-            route.tc("del-filter", "bpf", link.index, handle, parent=_INGRESS, prio=preference, protocol=_ETH_P_ALL)
-            others = _filters(route, link, _INGRESS) + _filters(route, link, _EGRESS)
-            if name == FILTER_AND_QDISC and not others:
-                route.tc("del", "clsact", link.index)
-        except _netlink_error() as error:
-            raise XdpErmError(f"{link.name}: the filter {FILTER} cannot be removed: {_reason(link, error)}; `tc "
-                              f"filter del dev {link.name} ingress pref {preference}` does it") from None
+            _remove_filter(rtnetlink, link, ours)
+            others = _filters(rtnetlink, link, _INGRESS) + _filters(rtnetlink, link, _EGRESS)
+            if ours.name == FILTER_AND_QDISC and not others:
+                _remove_qdisc(rtnetlink, link)
+        except Refused as refused:
+            raise XdpErmError(f"{link.name}: the filter {FILTER} cannot be removed: {_reason(link, refused)}; `tc "
+                              f"filter del dev {link.name} ingress pref {ours.preference}` does it") from None
     return [f"{link.name}: the host's own network stack sees all frames again"]
-
-
-def _make_qdisc(route: Any, link: Link) -> bool:
-    """Whether it was made: False where there is a clsact or ingress qdisc already, which does as well."""
-    try:
-        route.tc("add", "clsact", link.index)
-    except _netlink_error() as error:
-        if error.code == errno.EEXIST:
-            return False
-        raise _failed(link, f"the kernel gives no clsact qdisc: {_reason(link, error)}") from None
-    return True
 
 
 def _failed(link: Link, reason: str) -> XdpErmError:
@@ -106,52 +112,82 @@ def _failed(link: Link, reason: str) -> XdpErmError:
                        "isolate: false (--no-isolate) attaches without")
 
 
-def _filters(route: Any, link: Link, parent: int) -> list[tuple[int, str, str | None, int]]:
-    """(preference, kind, name of a BPF filter, handle) of an interface's filters, in the order in which they run.
-
-    Each preference also has an entry of its own, with handle 0.
-    """
-    filters = []
-    try:
-        for found in route.get_filters(index=link.index, parent=parent):
-            options = found.get_attr("TCA_OPTIONS")
-            name = options.get_attr("TCA_BPF_NAME") if options and found.get_attr("TCA_KIND") == "bpf" else None
-            filters.append((found["info"] >> 16, found.get_attr("TCA_KIND"), name, found["handle"]))
-    except _netlink_error() as error:
-        if error.code != errno.EINVAL:  # no qdisc that could have filters
-            raise XdpErmError(f"{link.name}: its filters cannot be read: {_reason(link, error)}") from None
-    return filters
+def _reason(link: Link, refused: Refused) -> str:
+    if refused.code == errno.ENODEV:
+        raise gone(link.name) from None
+    return str(refused)
 
 
-def _ours(filters: list[tuple[int, str, str | None, int]]) -> tuple[str, int, int] | None:
-    """(name, preference, handle) of our filter."""
-    return next(((name, preference, handle) for preference, _, name, handle in filters
-                 if name in (FILTER, FILTER_AND_QDISC)), None)
+def _ours(filters: list[_Filter]) -> _Filter | None:
+    return next((filter_ for filter_ in filters if filter_.name in (FILTER, FILTER_AND_QDISC)), None)
 
 
-def _preference(filters: list[tuple[int, str, str | None, int]]) -> tuple[int, list[int]]:
+def _preference(filters: list[_Filter]) -> tuple[int, list[int]]:
     """The lowest preference that BPF filters can have, and those before it.
 
     All filters of a preference are of one kind; among BPF filters the newest comes first.
     """
-    others = {preference for preference, kind, *_ in filters if kind != "bpf"}
+    others = {filter_.preference for filter_ in filters if filter_.kind != "bpf"}
     preference = 1
     while preference in others:
         preference += 1
     return preference, sorted(other for other in others if other < preference)
 
 
-def _reason(link: Link, error: Any) -> str:
-    if error.code == errno.ENODEV:
-        raise gone(link.name) from None
-    return os.strerror(error.code)
+# Requests; all of them raise Refused, if not said otherwise.
+
+def _make_qdisc(rtnetlink: Rtnetlink, link: Link) -> bool:
+    """Whether it was made: False where there is a clsact or ingress qdisc already, which does as well.
+
+    XdpErmError: the kernel has none.
+    """
+    try:
+        rtnetlink.request(_RTM_NEWQDISC, CREATE | EXCLUSIVE, _qdisc(link))
+    except Refused as refused:
+        if refused.code == errno.EEXIST:
+            return False
+        raise _failed(link, f"the kernel gives no clsact qdisc: {_reason(link, refused)}") from None
+    return True
 
 
-def _route() -> Any:
-    from pyroute2 import IPRoute
-    return IPRoute()
+def _remove_qdisc(rtnetlink: Rtnetlink, link: Link) -> None:
+    rtnetlink.request(_RTM_DELQDISC, 0, _qdisc(link))
 
 
-def _netlink_error() -> Any:
-    from pyroute2.netlink.exceptions import NetlinkError
-    return NetlinkError
+def _qdisc(link: Link) -> bytes:
+    return _TC.pack(socket.AF_UNSPEC, link.index, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + attribute(_TCA_KIND, b"clsact\0")
+
+
+def _add_filter(rtnetlink: Rtnetlink, link: Link, preference: int, program: int, name: str) -> None:
+    options = attribute(_TCA_BPF_FD, struct.pack("=i", program)) + attribute(_TCA_BPF_NAME, name.encode() + b"\0")
+    options += attribute(_TCA_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
+    rtnetlink.request(_RTM_NEWTFILTER, CREATE | EXCLUSIVE,
+                      _filter(link, 0, preference) + attribute(_TCA_OPTIONS | NESTED, options))
+
+
+def _remove_filter(rtnetlink: Rtnetlink, link: Link, filter_: _Filter) -> None:
+    rtnetlink.request(_RTM_DELTFILTER, 0, _filter(link, filter_.handle, filter_.preference))
+
+
+def _filter(link: Link, handle: int, preference: int) -> bytes:
+    head = _TC.pack(socket.AF_UNSPEC, link.index, handle, _INGRESS, preference << 16 | _ALL_PROTOCOLS)
+    return head + attribute(_TCA_KIND, b"bpf\0")
+
+
+def _filters(rtnetlink: Rtnetlink, link: Link, parent: int) -> list[_Filter]:
+    """An interface's filters, in the order in which they run. XdpErmError: they cannot be read."""
+    try:
+        answers = rtnetlink.request(_RTM_GETTFILTER, DUMP, _TC.pack(socket.AF_UNSPEC, link.index, 0, parent, 0))
+    except Refused as refused:
+        if refused.code == errno.EINVAL:
+            return []  # no qdisc that could have any
+        raise XdpErmError(f"{link.name}: its filters cannot be read: {_reason(link, refused)}") from None
+    filters = []
+    for body in answers:
+        _, _, handle, _, info = _TC.unpack_from(body)
+        found = attributes(body[_TC.size:])
+        kind, name = text(found[_TCA_KIND]), None
+        if kind == "bpf":
+            name = text(attributes(found.get(_TCA_OPTIONS, b"")).get(_TCA_BPF_NAME, b""))
+        filters.append(_Filter(info >> 16, handle, kind, name))
+    return filters
