@@ -1,0 +1,36 @@
+"""Frames longer than a test run shows the program, on a cable: in generic mode it gets them whole."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+from frames import INNER, wrap
+
+from fuzz.generator import LONGEST
+from xdp_erm_py import attachment
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.lab import cable
+from xdp_erm_py.reference import decapsulate
+
+SECONDS = 10  # for one frame
+FRAMES = 300
+CONFIG = InterfaceConfig(mode="generic", vlan="strip")  # a tag would come to the tap beside the frame
+
+
+def test_jumbo_frames(xdp, monkeypatch):
+    monkeypatch.setattr(cable, "MTU", LONGEST)
+    draw = random.Random(1)
+    with cable.Cable() as wire, wire.sensor.entered(), \
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:  # 3: ETH_P_ALL
+        attachment.attach(cable.SENSOR_INTERFACE, CONFIG)
+        wire.wait_for_carrier()
+        tap.bind((cable.SENSOR_INTERFACE, 0))
+        tap.settimeout(SECONDS)
+        for _ in range(FRAMES):
+            mirrored = bytes(INNER) + draw.randbytes(draw.randrange(3400, LONGEST - 200))
+            padding = draw.randbytes(draw.choice((0, 0, 1, 30)))
+            frame = bytes(wrap(wrap(mirrored) if draw.random() < 0.2 else mirrored)) + padding
+            wire.send(frame)
+            left = tap.recv(2 * LONGEST)
+            assert left == decapsulate(frame, CONFIG).frame == mirrored
