@@ -240,15 +240,43 @@ def test_a_reader_that_goes_away(cable, attached, arguments):
 # What goes wrong
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming nobody needs root")
-@pytest.mark.parametrize("arguments", [
-    ("attach", "lo"), ("detach",), ("detach", "lo"), ("status",), ("stats",), ("stats", "lo", "--json"),
-    ("stats", "--watch")])
-def test_without_root(arguments):
+@pytest.mark.parametrize("missing, arguments", [
+    ("CAP_NET_ADMIN and CAP_SYS_ADMIN", ("attach", "lo")),
+    ("CAP_NET_ADMIN and CAP_SYS_ADMIN", ("detach",)),
+    ("CAP_NET_ADMIN and CAP_SYS_ADMIN", ("detach", "lo")),
+    ("CAP_SYS_ADMIN", ("status",)),
+    ("CAP_SYS_ADMIN", ("stats",)),
+    ("CAP_SYS_ADMIN", ("stats", "lo", "--json")),
+    ("CAP_SYS_ADMIN", ("stats", "--watch")),
+])
+def test_without_root(missing, arguments):
     # It may read the repository wherever that is, /root included.
     prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search",
               "--ambient-caps=+dac_read_search"]
     assert outcome(*arguments, prefix=prefix, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}) == (
-        1, "", "xdp-erm: xdp-erm needs root to look at and to change XDP programs: run it with sudo\n")
+        1, "", f"xdp-erm: XDP programs need root; {missing} is missing here: run it with sudo\n")
+
+
+def capable(*names: str) -> list[str]:
+    """A prefix that leaves root these capabilities."""
+    return ["setpriv", "--bounding-set=" + ",".join(["-all", *(f"+{name}" for name in names)])]
+
+
+def test_with_no_more_than_it_needs(cable):
+    prefix = capable("net_admin", "sys_admin")
+    assert outcome("attach", SENSOR, prefix=prefix)[0] == 0
+    mirror(cable, 10)
+    stats = run("stats", SENSOR, "--json", prefix=capable("sys_admin"))
+    assert json.loads(stats.stdout)["interfaces"][0]["counters"]["decapsulated"]["packets"] == 10
+    assert outcome("detach", SENSOR, prefix=prefix)[0] == 0
+
+
+@pytest.mark.parametrize("left, missing", [
+    (("net_admin", "bpf", "perfmon"), "CAP_SYS_ADMIN"), (("sys_admin",), "CAP_NET_ADMIN")])
+def test_with_less_than_it_needs_nothing_is_changed(cable, left, missing):
+    assert outcome("attach", SENSOR, prefix=capable(*left)) == (
+        1, "", f"xdp-erm: XDP programs need root; {missing} is missing here: run it with sudo\n")
+    assert outcome("status") == (0, NOT_ATTACHED, "")
 
 
 @pytest.mark.parametrize("stub", ["raise ImportError('hidden')", "VERSION = 'not the BPF compiler'"])

@@ -25,6 +25,7 @@ from .config import InterfaceConfig
 from .errors import XdpErmError
 from .links import Link, Links
 from .netlink import Refused
+from .privileges import require_to_change
 
 LOCK = Path("/run/xdp-erm.lock")
 LOCK_SECONDS = 60
@@ -68,11 +69,6 @@ def descriptor(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-def require_root() -> None:
-    if os.geteuid() != 0:
-        raise XdpErmError("xdp-erm needs root to look at and to change XDP programs: run it with sudo")
-
-
 def find(links: Links, name: str) -> Attachment | None:
     """Our program on interface `name`; None where there is none or somebody else's."""
     return attachment_of(links.find(name))
@@ -108,8 +104,12 @@ def attachment_of(link: Link) -> Attachment | None:
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """One command at a time changes interfaces; another waits, for at most LOCK_SECONDS."""
-    with LOCK.open("w") as lock:
+    """One command at a time changes interfaces; another waits, for at most LOCK_SECONDS. XdpErmError: it cannot."""
+    try:
+        lock = LOCK.open("w")
+    except OSError as error:
+        raise XdpErmError(f"the lock {LOCK} cannot be opened: {error.strerror}") from None
+    with lock:
         deadline = time.monotonic() + LOCK_SECONDS
         waiting = False
         while True:
@@ -133,7 +133,7 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
     Returns a line for each thing that was done. Raises XdpErmError; then the interface is as it was before, unless it
     says otherwise or an offload that came on with the program cannot be turned off. `force` replaces another's program.
     """
-    require_root()
+    require_to_change()
     with exclusive(), Links() as links:
         link = links.find(name)
         current = attachment_of(link)
@@ -284,7 +284,7 @@ def _write(state_map: bpf.Map, state: dict[str, Any]) -> None:
 
 def detach(name: str) -> list[str]:
     """Takes xdp-erm off interface `name` and brings the NIC's old settings back; nothing where it is not attached."""
-    require_root()
+    require_to_change()
     with exclusive(), Links() as links:
         link = links.find(name)
         current = attachment_of(link)

@@ -187,16 +187,16 @@ def _each(names: Any, act: Any) -> int:
 
 
 def _attach(args: argparse.Namespace) -> int:
-    from . import attachment
+    from . import attachment, privileges
     configured = _configured(args)
-    attachment.require_root()
+    privileges.require_to_change()
     return _each(configured, lambda name: attachment.attach(name, configured[name], args.force))
 
 
 def _detach(args: argparse.Namespace) -> int:
-    from . import attachment
+    from . import attachment, privileges
     from .links import Links
-    attachment.require_root()
+    privileges.require_to_change()
     names = list(dict.fromkeys(args.interfaces))
     if not names:
         with Links() as links:
@@ -207,9 +207,9 @@ def _detach(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from . import attachment, isolation, stats
+    from . import attachment, isolation, privileges, stats
     from .links import Links
-    attachment.require_root()
+    privileges.require_to_look()
     with Links() as links:
         interfaces = [{**stats.describe(found), "isolated": isolation.is_isolated(found.link)}
                       for found in attachment.find_all(links)]

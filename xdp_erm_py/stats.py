@@ -9,9 +9,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 from . import bpf, shared
-from .attachment import Attachment, find, find_all, require_root
+from .attachment import Attachment, find, find_all
 from .errors import XdpErmError
 from .links import Links
+from .privileges import require_to_look
 
 
 def snapshot(name: str | None = None) -> list[dict[str, Any]]:
@@ -20,7 +21,7 @@ def snapshot(name: str | None = None) -> list[dict[str, Any]]:
     Counters and sessions count packets and bytes of frames as they arrived, wrapping included. They only grow, over
     swaps as well, until the program is detached. Times are RFC 3339, UTC. XdpErmError: `name` has no program of ours.
     """
-    require_root()
+    require_to_look()
     with Links() as links:
         if name is None:
             attachments = find_all(links)

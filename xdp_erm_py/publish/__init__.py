@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Publishes until SIGTERM or SIGINT. UsageError: an argument; XdpErmError: another publisher runs."""
-    from .. import attachment, stats  # late: pyroute2 takes a moment, and bad arguments need not wait for it
+    from .. import privileges, stats  # late: pyroute2 takes a moment, and bad arguments need not wait for it
 
     if not SHORTEST_INTERVAL <= arguments.interval <= LONGEST_INTERVAL:
         raise UsageError(f"--interval {arguments.interval:g}: must be {SHORTEST_INTERVAL:g} to {LONGEST_INTERVAL:g} "
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     transports = wanted_transports(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
     with _only_publisher(arguments.pid_file):
-        attachment.require_root()
+        privileges.require_to_look()
         reporter = Reporter(arguments.host_name, arguments.pid_file.with_suffix(".json"), stats.snapshot)
         asyncio.run(publish(reporter, transports, arguments))
     return 0
