@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -98,8 +99,9 @@ def test_configuration_file(tmp_path, content):
 
 OPTIONS = ("--config", "--port", "--vlan", "--depth", "--mode", "--source", "--target", "--no-sessions", "--set-mtu",
            "--no-isolate", "--help", "--", "-", "-h", "--vl")
-# No argument of a process has a zero byte in it. What is no UTF-8 becomes a surrogate.
-arbitrary = st.text(st.characters(blacklist_characters="\0", blacklist_categories=()), max_size=20)
+# As Python takes a process's arguments: no zero bytes, and what is no UTF-8 as surrogates.
+arbitrary = st.one_of(st.text(max_size=20).map(str.encode), st.binary(max_size=20)).map(
+    lambda argument: os.fsdecode(argument.replace(b"\0", b"")))
 words = st.one_of(
     st.sampled_from((*OPTIONS, "eth1", "7932,7933", "2", "tagged", "192.0.2.0/24", "", "9" * 5000)), arbitrary,
     st.builds("{}={}".format, st.sampled_from(OPTIONS), arbitrary | st.sampled_from(("1", "strip", "10.0.0.0/8", ","))))
