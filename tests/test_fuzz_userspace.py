@@ -87,6 +87,7 @@ def check_configuration(file: Path) -> None:
 @example(content=b"!!bool x: y")
 @example(content=b"defaults: {depth: !!bool x}")
 @example(content=b"interfaces: {'eth1': {depth: !!timestamp x}}")
+@example(content=b"defaults: 0x" + b"f" * 5000)
 @example(content=b'interfaces: {"eth1\\0": {}}')
 @examples(1500)
 def test_configuration_file(tmp_path, content):

@@ -186,7 +186,9 @@ class _Reader:
 
     def _value(self, node: yaml.Node) -> Any:
         try:
-            return self._constructor.construct_object(node, deep=True)
+            value = self._constructor.construct_object(node, deep=True)
+            repr(value)  # messages quote it, and a number of thousands of digits has no text
+            return value
         except yaml.YAMLError as error:
             raise self._error(node, _problem(error)) from None
         except (ValueError, LookupError, AttributeError) as error:  # PyYAML does not check texts like 2001-99-99
