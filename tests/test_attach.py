@@ -20,7 +20,7 @@ import foreign
 import pytest
 from pyroute2 import IPRoute
 
-from xdp_erm_py import attachment, bpf, compiler, lab, nic, shared, stats
+from xdp_erm_py import attachment, bpf, compiler, journal, lab, nic, shared, stats
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
@@ -496,7 +496,7 @@ def test_a_bpf_link_cannot_be_replaced(cable, config):
 
 def test_two_at_once(cable):
     """Both wait for one that holds the lock; then they take turns, and the second finds it done."""
-    with attachment.LOCK.open("w") as lock:
+    with journal.LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         both = [subprocess.Popen([*COMMAND, "attach", SENSOR], text=True, **pipes) for _ in range(2)]
@@ -510,9 +510,9 @@ def test_two_at_once(cable):
 
 
 def test_waiting_has_an_end(cable, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(attachment, "LOCK", tmp_path / "lock")
-    monkeypatch.setattr(attachment, "LOCK_SECONDS", 0.2)
-    with attachment.LOCK.open("w") as lock:
+    monkeypatch.setattr(journal, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(journal, "LOCK_SECONDS", 0.2)
+    with journal.LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for act in (lambda: attachment.attach(SENSOR, DEFAULT), lambda: attachment.detach(SENSOR)):
             assert fails(act) == f"another xdp-erm has held {tmp_path}/lock for 0.2 s; `fuser {tmp_path}/lock` names it"
@@ -554,3 +554,4 @@ def test_an_interface_deleted_half_way(cable, monkeypatch, when, owner, step, me
     monkeypatch.setattr(owner, step, interrupted)
     set_mtu(1500)
     assert fails(attachment.attach, SENSOR, InterfaceConfig(set_mtu=True)) == message
+    assert journal.LOCK.read_text() == ""

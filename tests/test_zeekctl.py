@@ -66,7 +66,8 @@ def test_each_inner_flow_is_on_one_worker_and_everything_is_counted_once(stopped
     cluster.configure(ClusterBackend=backend)
     said = cluster.zeekctl("deploy")
     assert re.search(rf"^starting \.\.\.\n127.0.0.1: {SENSOR}: turned off .*\n127.0.0.1: {SENSOR}: decapsulated "
-                     rf"frames are kept .*\n127.0.0.1: {SENSOR}: attached \(native, program \d+\)\nstarting manager", said, re.MULTILINE), said
+                     rf"frames are kept .*\n127.0.0.1: {SENSOR}: attached \(native, program \d+\)\nstarting manager",
+                     said, re.MULTILINE), said
     assert cluster.running() == ["manager", "proxy-1", *WORKERS]
     assert cluster.publisher()
 

@@ -9,26 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import resource
-import sys
-import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import __version__, bpf, compiler, isolation, nic
 from .config import InterfaceConfig
 from .errors import XdpErmError
+from .journal import Journal, exclusive
 from .links import Link, Links
 from .netlink import Refused
 from .privileges import require_to_change
-
-LOCK = Path("/run/xdp-erm.lock")
-LOCK_SECONDS = 60
 
 STATE_MAP = "xdp_erm_state"
 _STATE_KEY = bytes(4)
@@ -102,31 +96,6 @@ def attachment_of(link: Link) -> Attachment | None:
     return Attachment(link, state, maps) if state else None
 
 
-@contextlib.contextmanager
-def exclusive() -> Iterator[None]:
-    """One command at a time changes interfaces; another waits, for at most LOCK_SECONDS. XdpErmError: it cannot."""
-    try:
-        lock = LOCK.open("w")
-    except OSError as error:
-        raise XdpErmError(f"the lock {LOCK} cannot be opened: {error.strerror}") from None
-    with lock:
-        deadline = time.monotonic() + LOCK_SECONDS
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    print("waiting for another xdp-erm to finish", file=sys.stderr)
-                    waiting = True
-                if time.monotonic() > deadline:
-                    raise XdpErmError(f"another xdp-erm has held {LOCK} for {LOCK_SECONDS} s; `fuser {LOCK}` names "
-                                      "it") from None
-                time.sleep(0.05)
-        yield
-
-
 def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]:
     """Attaches xdp-erm to interface `name`, or brings what is attached to `config`.
 
@@ -134,8 +103,8 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
     says otherwise or an offload that came on with the program cannot be turned off. `force` replaces another's program.
     """
     require_to_change()
-    with exclusive(), Links() as links:
-        link = links.find(name)
+    with exclusive() as journal, Links() as links:
+        link, mended = _mend(journal, links, name)
         current = attachment_of(link)
         if link.program_id is not None and current is None and not force:
             raise _foreign(link)
@@ -148,12 +117,18 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         with contextlib.ExitStack() as opened:
             loaded = None
             mode, said = _mode(link, config)
+            said = mended + said
             if not current or current.state["digest"] != digest or mode not in ("auto", current.mode):
                 loaded = _load(opened, link, current, config, state)
             changes: dict[str, Any] = {}
+
+            def intend(more: dict[str, Any]) -> None:
+                changes.update(more)
+                journal.begin(link, changes)
+
             isolated: list[str] = []
             try:
-                said += nic.prepare(links, link, config.set_mtu, changes)
+                said += nic.prepare(links, link, config.set_mtu, intend)
                 state["nic"] = nic.merged(state["nic"], changes)
                 if config.isolate:  # before there is anything to keep out
                     isolated = isolation.isolate(link)
@@ -169,19 +144,36 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
                     if isolated:
                         isolation.release(link)
                     nic.restore(links, links.find(name), changes)
+                journal.end(link)
                 if isinstance(error, OSError):
                     raise XdpErmError(f"{name}: not attached: {error.strerror}") from error
                 raise
+        journal.end(link)  # it is in the program's state now
         attached = find(links, name)
         if attached is None:
             raise XdpErmError(f"{name}: somebody else took the program off at once")
         if not loaded:
             said.append(f"{name}: already attached ({attached.mode}, program {attached.program_id})")
-        settled, more = nic.settle(attached.link)
+        settled, more = nic.settle(attached.link, lambda more: journal.begin(link, more))
         state["nic"] = nic.merged(state["nic"], more)
         with bpf.Map.by_id(attached.maps[STATE_MAP]) as state_map:
             _write(state_map, state)
+        journal.end(link)
         return said + settled
+
+
+def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:
+    """The interface, once what a killed command has changed on its NIC is undone; and a line for each such change."""
+    link = links.find(name)
+    changes = journal.unfinished(link)
+    current = attachment_of(link)
+    said = []
+    if changes and not (current and nic.merged(current.state["nic"], changes) == current.state["nic"]):
+        said = [f"{name}: a command before was killed half-way; what it had changed is undone first"]
+        said += nic.restore(links, link, changes)
+        link = links.find(name)
+    journal.end(link)
+    return link, said
 
 
 def _mode(link: Link, config: InterfaceConfig) -> tuple[str, list[str]]:
@@ -285,23 +277,26 @@ def _write(state_map: bpf.Map, state: dict[str, Any]) -> None:
 def detach(name: str) -> list[str]:
     """Takes xdp-erm off interface `name` and brings the NIC's old settings back; nothing where it is not attached."""
     require_to_change()
-    with exclusive(), Links() as links:
-        link = links.find(name)
+    with exclusive() as journal, Links() as links:
+        link, mended = _mend(journal, links, name)
         current = attachment_of(link)
         if current is None:
             # Somebody else took the program off, or a command was killed half-way: the filter may be left.
-            released = isolation.release(link)
+            released = mended + isolation.release(link)
             if link.program_id is None:
                 return released or [f"{name}: xdp-erm is not attached"]
             return [f"{name}: program {link.program_id} ({_program_name(link.program_id)}) is not ours and stays",
                     *released]
+        journal.begin(link, current.state["nic"])
         try:
             with descriptor(bpf.program_fd(current.program_id)) as program:
                 links.detach(link, current.mode, program)
         except Refused as refused:
+            journal.end(link)
             raise XdpErmError(f"{name}: program {current.program_id} cannot be taken off: {refused}") from None
-        said = [f"{name}: detached (program {current.program_id})"]
+        said = [*mended, f"{name}: detached (program {current.program_id})"]
         said += nic.restore(links, links.find(name), current.state["nic"])
+        journal.end(link)
         return said + isolation.release(link)
 
 

@@ -93,14 +93,15 @@ def isolate(link: Link) -> list[str]:
 def release(link: Link) -> list[str]:
     """Removes the filter, and the qdisc if it was made for it and nobody else uses it. Returns a line for it."""
     with Rtnetlink() as rtnetlink:
-        ours = _ours(_filters(rtnetlink, link, _INGRESS))
+        filters = _filters(rtnetlink, link, _INGRESS) + _filters(rtnetlink, link, _EGRESS)
+        ours = _ours(filters)
         if ours is None:
             return []
         try:
-            _remove_filter(rtnetlink, link, ours)
-            others = _filters(rtnetlink, link, _INGRESS) + _filters(rtnetlink, link, _EGRESS)
-            if ours.name == FILTER_AND_QDISC and not others:
-                _remove_qdisc(rtnetlink, link)
+            if ours.name == FILTER_AND_QDISC and not any(other.handle for other in filters if other != ours):
+                _remove_qdisc(rtnetlink, link)  # takes the filter with it
+            else:
+                _remove_filter(rtnetlink, link, ours)
         except Refused as refused:
             raise XdpErmError(f"{link.name}: the filter {FILTER} cannot be removed: {_reason(link, refused)}; `tc "
                               f"filter del dev {link.name} ingress pref {ours.preference}` does it") from None

@@ -17,7 +17,7 @@ from .netlink import DUMP, NESTED, Refused, Rtnetlink, attribute, attributes, te
 _RTM_GETLINK, _RTM_SETLINK = 18, 19
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_XDP = 3, 4, 43
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_XDP = 1, 3, 4, 43
 _IFLA_XDP_FD, _IFLA_XDP_FLAGS, _IFLA_XDP_EXPECTED_FD = 1, 3, 8
 _IFLA_XDP_PROGRAM_ID = {"native": 5, "generic": 6, "offload": 7}
 
@@ -29,6 +29,8 @@ _MODE_FLAGS = {"generic": 1 << 1, "native": 1 << 2, "offload": 1 << 3}
 class Link:
     name: str
     index: int
+    address: str
+    """Of the hardware, in hexadecimal; empty where there is none."""
     mtu: int
     """Bytes above the Ethernet header."""
     program_id: int | None
@@ -107,7 +109,7 @@ def _link(body: bytes) -> Link:
     link = attributes(body[_LINK.size:])
     xdp = attributes(link.get(_IFLA_XDP, b""))
     mode = next((mode for mode, attribute in _IFLA_XDP_PROGRAM_ID.items() if attribute in xdp), None)
-    return Link(text(link[_IFLA_IFNAME]), index, _u32(link[_IFLA_MTU]),
+    return Link(text(link[_IFLA_IFNAME]), index, link.get(_IFLA_ADDRESS, b"").hex(), _u32(link[_IFLA_MTU]),
                 _u32(xdp[_IFLA_XDP_PROGRAM_ID[mode]]) if mode else None, mode)
 
 

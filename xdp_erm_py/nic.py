@@ -6,6 +6,7 @@ MTU before and after, and the features that were on before. Undoing skips what s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .errors import XdpErmError
@@ -26,33 +27,35 @@ FEATURES = {
 }
 
 
-def prepare(links: Links, link: Link, set_mtu: bool, changes: dict[str, Any]) -> list[str]:
+#: Told of a change before it is made, so that it can be undone even where the command ends half-way.
+Intend = Callable[[dict[str, Any]], None]
+
+
+def prepare(links: Links, link: Link, set_mtu: bool, intend: Intend) -> list[str]:
     """Before attaching: the MTU, and the features that keep drivers from taking XDP.
 
-    Returns a line for each thing done or left to do. What it changes is put into `changes` at once, so that it can be
-    undone even where preparing fails half-way.
+    Returns a line for each thing done or left to do.
     """
     said = []
     if link.mtu < FULL_FRAME_MTU and set_mtu:
+        intend({"mtu": [link.mtu, FULL_FRAME_MTU]})
         links.set_mtu(link, FULL_FRAME_MTU)
-        changes["mtu"] = [link.mtu, FULL_FRAME_MTU]
         said.append(f"{link.name}: set MTU to {FULL_FRAME_MTU} (was {link.mtu})")
     elif link.mtu < FULL_FRAME_MTU:
         said.append(f"{link.name}: warning: MTU is {link.mtu}; full-size mirrored frames need {FULL_FRAME_MTU}: use "
                     f"--set-mtu or `ip link set dev {link.name} mtu {FULL_FRAME_MTU}`")
-    turned_off, _ = _turn_off(link)
+    turned_off, _ = _turn_off(link, intend)
     if turned_off:
-        changes["features"] = turned_off
         said.append(f"{link.name}: turned off {', '.join(turned_off)}")
     return said
 
 
-def settle(link: Link) -> tuple[list[str], dict[str, Any]]:
+def settle(link: Link, intend: Intend) -> tuple[list[str], dict[str, Any]]:
     """Once attached: some drivers turn a feature on with XDP. Warns of what stays on.
 
     Returns a line for each, and what was changed.
     """
-    turned_off, still_on = _turn_off(link)
+    turned_off, still_on = _turn_off(link, intend)
     said = [f"{link.name}: turned off {', '.join(turned_off)}, which came on with XDP"] if turned_off else []
     said += [f"{link.name}: warning: {name} is on and the driver does not let it be turned off; it {FEATURES[name]}"
              for name in still_on]
@@ -87,12 +90,13 @@ def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
     return said
 
 
-def _turn_off(link: Link) -> tuple[list[str], list[str]]:
+def _turn_off(link: Link, intend: Intend) -> tuple[list[str], list[str]]:
     """(features turned off, features that stay on all the same)"""
     before = _features(link)
     on = sorted(name for name, active, *_ in before if active and name in FEATURES)
     movable = [name for name in on if before.is_available(name)]
     if movable:
+        intend({"features": movable})
         _set(link, before, dict.fromkeys(movable, False))
     after = _features(link)
     return [name for name in on if not after[name]], [name for name in on if after[name]]

@@ -1,0 +1,156 @@
+"""A command that is killed at any step leaves nothing that the next one does not mend."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xdp_erm_py import attachment, isolation, journal, stats
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
+from xdp_erm_py.links import Links
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TIMEOUT = 60  # seconds
+
+# Runs a command of the command line that is killed before or after the nth call of a function.
+KILLED = """
+import importlib, os, signal, sys
+_, module, owner, step, when, number, *command = sys.argv
+place = importlib.import_module(f"xdp_erm_py.{module}")
+for name in filter(None, owner.split(".")):
+    place = getattr(place, name)
+original, calls = getattr(place, step), 0
+
+def killed(*arguments, **keywords):
+    global calls
+    calls += 1
+    if calls == int(number) and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(*arguments, **keywords)
+    if calls == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(place, step, killed)
+from xdp_erm_py.cli import main
+sys.exit(main(command))
+"""
+
+ATTACH = [  # module, class, function, which call of it
+    ("links", "Links", "set_mtu", 1), ("nic", "", "_set", 1), ("compiler", "", "classifier", 1),
+    ("isolation", "", "_make_qdisc", 1), ("isolation", "", "_add_filter", 1), ("attachment", "", "_write", 1),
+    ("links", "Links", "attach", 1), ("nic", "", "settle", 1), ("attachment", "", "_write", 2),
+]
+DETACH = [
+    ("links", "Links", "detach", 1), ("links", "Links", "set_mtu", 1), ("nic", "", "_set", 1),
+    ("isolation", "", "_remove_qdisc", 1),
+]
+SWAP = [("attachment", "", "_write", 1), ("links", "Links", "attach", 1), ("attachment", "", "_write", 2)]
+
+
+def steps(table):
+    return pytest.mark.parametrize("module, owner, step, number, when", [
+        pytest.param(*row, when, id=f"{when}-{row[0]}.{row[2]}-{row[3]}") for row in table
+        for when in ("before", "after")])
+
+
+def killed(*command: str, at: tuple[str, str, str, int, str]) -> None:
+    module, owner, step, number, when = at
+    done = subprocess.run([sys.executable, "-c", KILLED, module, owner, step, when, str(number), *command],
+                          cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+
+
+def everything() -> tuple:
+    """What attaching changes: the interface, its features, its queueing disciplines and filters."""
+    with Links() as links:
+        link = links.find(SENSOR)
+    commands = (["ethtool", "-k", SENSOR], ["tc", "qdisc", "show", "dev", SENSOR],
+                ["tc", "filter", "show", "dev", SENSOR, "ingress"])
+    return link, *(subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False).stdout
+                   for command in commands)
+
+
+@pytest.fixture
+def small(cable):
+    """The cable, with an MTU that attaching raises."""
+    with Links() as links:
+        links.set_mtu(links.find(SENSOR), 1500)
+    yield cable
+
+
+@steps(ATTACH)
+def test_attach(small, module, owner, step, number, when):
+    before = everything()
+    killed("attach", SENSOR, "--set-mtu", at=(module, owner, step, number, when))
+    attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    assert stats.snapshot(SENSOR)
+    with Links() as links:
+        assert (isolation.is_isolated(links.find(SENSOR)), links.find(SENSOR).mtu) == (True, 1554)
+    attachment.detach(SENSOR)
+    after = everything()
+    if (step, when) in (("_make_qdisc", "after"), ("_add_filter", "before")):
+        # Nothing tells an empty qdisc of ours from one of somebody else's, which stays.
+        assert "clsact" in after[2]
+        subprocess.run(["tc", "qdisc", "del", "dev", SENSOR, "clsact"], timeout=TIMEOUT, check=True)
+        after = everything()
+    assert after == before
+    assert journal.LOCK.read_text() == ""
+
+
+@steps(ATTACH)
+def test_attach_and_then_detach(small, module, owner, step, number, when):
+    before = everything()
+    killed("attach", SENSOR, "--set-mtu", at=(module, owner, step, number, when))
+    attachment.detach(SENSOR)
+    after = everything()
+    if (step, when) in (("_make_qdisc", "after"), ("_add_filter", "before")):
+        assert "clsact" in after[2]
+        subprocess.run(["tc", "qdisc", "del", "dev", SENSOR, "clsact"], timeout=TIMEOUT, check=True)
+        after = everything()
+    assert after == before
+
+
+@steps(DETACH)
+def test_detach(small, module, owner, step, number, when):
+    before = everything()
+    attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    killed("detach", SENSOR, at=(module, owner, step, number, when))
+    attachment.detach(SENSOR)
+    assert everything() == before
+    assert journal.LOCK.read_text() == ""
+
+
+@steps(SWAP)
+def test_swap(cable, module, owner, step, number, when):
+    before = everything()
+    attachment.attach(SENSOR, InterfaceConfig())
+    killed("attach", SENSOR, "--depth=1", at=(module, owner, step, number, when))
+    interface, = stats.snapshot(SENSOR)  # one program or the other, and it works
+    assert interface["config"]["depth"] in (1, 3)
+    attachment.attach(SENSOR, InterfaceConfig(depth=1))
+    assert stats.snapshot(SENSOR)[0]["config"]["depth"] == 1
+    attachment.detach(SENSOR)
+    assert everything() == before
+
+
+def test_a_lock_that_cannot_be_had(cable, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "LOCK", tmp_path / "missing" / "lock")
+    for act in (lambda: attachment.attach(SENSOR, InterfaceConfig()), lambda: attachment.detach(SENSOR)):
+        with pytest.raises(XdpErmError, match=r"^the lock .*/lock cannot be opened: No such file or directory$"):
+            act()
+    assert stats.snapshot() == []
+
+
+def test_a_lock_that_is_a_symbolic_link_is_not_followed(cable, tmp_path, monkeypatch):
+    (tmp_path / "lock").symlink_to(tmp_path / "target")
+    monkeypatch.setattr(journal, "LOCK", tmp_path / "lock")
+    with pytest.raises(XdpErmError, match="cannot be opened: Too many levels of symbolic links"):
+        attachment.attach(SENSOR, InterfaceConfig())
+    assert not (tmp_path / "target").exists()
