@@ -553,5 +553,7 @@ def test_an_interface_deleted_half_way(cable, monkeypatch, when, owner, step, me
 
     monkeypatch.setattr(owner, step, interrupted)
     set_mtu(1500)
+    before = link()
     assert fails(attachment.attach, SENSOR, InterfaceConfig(set_mtu=True)) == message
-    assert journal.LOCK.read_text() == ""
+    with journal.exclusive() as entries:
+        assert entries.unfinished(before) == {}
