@@ -7,13 +7,14 @@ the kernel's uapi linux/bpf.h; unless said otherwise every function raises OSErr
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import platform
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from .errors import XdpErmError
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 
@@ -47,7 +48,8 @@ def _bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
         attributes = ctypes.create_string_buffer(attributes, len(attributes))
     number = _SYSCALL.get(platform.machine())
     if number is None:
-        raise OSError(errno.ENOSYS, f"the number of bpf(2) on {platform.machine()} is not known")
+        raise XdpErmError(f"xdp-erm does not know the number of bpf(2) on {platform.machine()}, only on "
+                          f"{', '.join(_SYSCALL)}")
     result: int = _libc.syscall(number, command, attributes, len(attributes))
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
