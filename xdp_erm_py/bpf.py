@@ -200,3 +200,14 @@ def test_run(program: int, packet: bytes) -> tuple[int, bytes]:
     _bpf(_PROG_TEST_RUN, attributes)
     result, _, size = struct.unpack_from("=III", attributes, 4)
     return result, after.raw[:size]
+
+
+def run_live(program: int, packet: bytes, count: int) -> None:
+    """Runs an XDP program on `count` frames that do what it says, a redirect for instance (Linux 5.18).
+
+    Each starts with the length of `packet`, but with what the frame before it in the same memory has left in it.
+    """
+    live_frames = 1 << 1
+    buffer = ctypes.create_string_buffer(packet, len(packet))
+    _bpf(_PROG_TEST_RUN, struct.pack("=IIIIQQIIIIQQIIII", program, 0, len(packet), 0, _address(buffer), 0, count, 0,
+                                     0, 0, 0, 0, live_frames, 0, 0, 0))

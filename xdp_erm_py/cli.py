@@ -95,6 +95,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
 
 #: Commands in a module of their name, which says `add_arguments(parser)` and `run(args) -> int`.
 _SEPARATE_COMMANDS = {
+    "generate": "send ERM made in the kernel into a veth interface, as a load",
     "lab": "try it without hardware: a switch and a sensor in network namespaces",
     "publish": "report the counters to Zeek for as long as it runs",
     "systemd": "attach at every boot: install or remove the systemd units",

@@ -1,0 +1,148 @@
+"""`xdp-erm generate`: ERM traffic made in the kernel, to see what a sensor takes.
+
+Only a veth interface is taken without --force, as the frames would go out to a real network. They come out at its peer
+only if that has an XDP program or GRO; the kernel drops them otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from .. import attachment, bpf, compiler
+from ..errors import UsageError, XdpErmError
+from ..lab.traffic import encapsulate, internet_checksum, ipv4_header
+from ..privileges import require_to_change
+from ..reference import PROTOCOL_UDP, Session
+
+PROGRAM, SOURCE = "generate", "generate.c"
+SWITCH = Session("198.51.100.1", 1)
+
+# Where things stand in the frame: Ethernet 14, IPv4 20, UDP 8, ERM 12, then the mirrored frame.
+OUTER_SOURCE_PORT, MIRRORED, INNER_IP = 34, 54, 68
+SHORTEST, LONGEST = 64, 1514  # bytes of the mirrored frame: IPv6 and UDP headers fit
+MOST_FLOWS = 1 << 16
+CHUNK = 65536  # frames in one system call
+TICKS = 100  # calls in a second where a rate is asked for
+
+
+class Layout(NamedTuple):
+    """A frame of flow 0, and where its flow and the checksum over that stand."""
+
+    frame: bytes
+    headers: int
+    flow: int
+    checksum: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("interface", metavar="IFACE", help="a veth interface; the frames come out at its peer")
+    parser.add_argument("--flows", type=_from_to(1, MOST_FLOWS), default=2000, metavar="N", help="default 2000")
+    parser.add_argument("--sessions", type=_from_to(1, 65535), default=1, metavar="N", help="of one switch (default 1)")
+    parser.add_argument("--size", type=_from_to(SHORTEST, LONGEST), default=512, metavar="BYTES",
+                        help=f"of the mirrored frame, {SHORTEST} to {LONGEST} (default 512)")
+    parser.add_argument("--vlan", type=_from_to(0, 4094), default=0, metavar="ID", help="default 0: none")
+    parser.add_argument("--rate", type=_from_to(1, 10**8), metavar="PPS", help="default: as fast as it goes")
+    parser.add_argument("--ipv6", action="store_true", help="IPv6 in the mirrored frames, not IPv4")
+    parser.add_argument("--force", action="store_true", help="send into an interface that is no veth")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--packets", type=_from_to(1, 10**12), metavar="N", help="default 100000")
+    length.add_argument("--seconds", type=_from_to(1, 86400), metavar="S", help="instead of --packets")
+
+
+def run(args: argparse.Namespace) -> int:
+    require_to_change()
+    ifindex = _ifindex(args.interface, args.force)
+    layout = layout_of(args.size, args.vlan, args.ipv6)
+    packets = None if args.seconds else args.packets or 100_000
+    before = _transmitted(ifindex)
+    handed, seconds = _generate(ifindex, layout, args, packets)
+    sent = _transmitted(ifindex) - before
+    print(f"{args.interface}: sent {sent} of {handed} frames ({len(layout.frame)} bytes, {args.flows} flows, "
+          f"{args.sessions} sessions) in {seconds:.2f} s, {sent / seconds:.0f} a second")
+    if sent < handed:
+        raise XdpErmError(f"{args.interface}: {handed - sent} frames were dropped: the peer has neither an XDP program "
+                          "nor GRO, or it does not keep up (then lower --rate)")
+    return 0
+
+
+def layout_of(size: int, vlan: int, ipv6: bool) -> Layout:
+    """The frame of flow 0, `size` bytes of it mirrored: UDP from a client whose address ends in the flow's number."""
+    ports = struct.pack("!HH", 40000, 9000)
+    length = size - 14 - (40 if ipv6 else 20)
+    udp = ports + struct.pack("!HH", length, 0) + bytes(length - 8)
+    if ipv6:
+        addresses = b"".join(socket.inet_pton(socket.AF_INET6, text) for text in ("2001:db8:1::", "2001:db8:2::1"))
+        checksum = internet_checksum(addresses + struct.pack("!II", length, PROTOCOL_UDP) + udp)
+        packet = struct.pack("!IHBB", 6 << 28, length, PROTOCOL_UDP, 64) + addresses
+        packet += udp[:6] + struct.pack("!H", checksum) + udp[8:]
+        where = INNER_IP + 40 + 8, INNER_IP + 8 + 14, INNER_IP + 40 + 6
+    else:
+        packet = ipv4_header(socket.inet_aton("10.0.0.0"), socket.inet_aton("192.168.0.1"), PROTOCOL_UDP, length) + udp
+        where = INNER_IP + 20 + 8, INNER_IP + 12 + 2, INNER_IP + 10
+    ethertype = "86dd" if ipv6 else "0800"
+    mirrored = bytes.fromhex(f"020000000102 020000000101 {ethertype}") + packet
+    return Layout(encapsulate(mirrored, vlan, vlan != 0, SWITCH), *where)
+
+
+def _generate(ifindex: int, layout: Layout, args: argparse.Namespace, packets: int | None) -> tuple[int, float]:
+    """Sends `packets`, or for as long as asked; how many were handed to the interface, and in how many seconds."""
+    defines = {"IFINDEX": ifindex, "FLOWS": args.flows, "SESSIONS": args.sessions, "HEADERS": layout.headers,
+               "SESSION": OUTER_SOURCE_PORT, "FLOW": layout.flow, "CHECKSUM": layout.checksum}
+    module = compiler._module(SOURCE, [f"-DGENERATE_{name}={value}" for name, value in defines.items()])
+    try:
+        generator = struct.pack(f"=Q{layout.headers}s", 0, layout.frame)
+        generator = generator.ljust(-(-len(generator) // 8) * 8, b"\0")  # as C pads it
+        bpf.update(module[b"generator"].map_fd, bytes(4), generator)
+        with attachment.descriptor(bpf.load_xdp(PROGRAM, *compiler._function(module, PROGRAM))) as program:
+            handed, start = 0, time.monotonic()
+            chunk = min(CHUNK, max(1, args.rate // TICKS)) if args.rate else CHUNK
+            while handed < packets if packets else time.monotonic() - start < args.seconds:
+                count = min(chunk, packets - handed) if packets else chunk
+                bpf.run_live(program, layout.frame, count)
+                handed += count
+                if args.rate:
+                    time.sleep(max(0.0, start + handed / args.rate - time.monotonic()))
+            return handed, time.monotonic() - start
+    except OSError as error:
+        raise XdpErmError(f"{args.interface}: the kernel does not run the generator: {error.strerror} "
+                          "(live frames need Linux 5.18)") from None
+    finally:
+        module.cleanup()
+
+
+def _ifindex(name: str, force: bool) -> int:
+    with IPRoute() as route:
+        try:
+            link = route.link("get", ifname=name)[0]
+        except NetlinkError as error:
+            raise XdpErmError(f"{name}: {os.strerror(error.code)}") from None
+    information = link.get_attr("IFLA_LINKINFO")
+    kind = information.get_attr("IFLA_INFO_KIND") if information else None
+    if kind != "veth" and not force:
+        raise UsageError(f"{name}: {kind or 'no virtual interface'}, not veth: frames would go out to the network or to "
+                         "nowhere; --force sends them")
+    index: int = link["index"]
+    return index
+
+
+def _transmitted(ifindex: int) -> int:
+    with IPRoute() as route:
+        packets: int = route.link("get", index=ifindex)[0].get_attr("IFLA_STATS64")["tx_packets"]
+    return packets
+
+
+def _from_to(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+        return int(text)
+    return parse
