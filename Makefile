@@ -1,6 +1,7 @@
 # make demo   run the lab: a mirroring switch and a sensor in network namespaces of this machine (root)
 # make test   run all tests (root: most of them use XDP)
 # make fuzz   compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
+# make bench  measure what the XDP program costs a packet (root); BENCH="--quick --json FILE"
 # make clean  remove what the other targets made here
 
 PYTHON := /usr/bin/python3
@@ -11,7 +12,7 @@ VENV := .venv
 RUNTIME_PACKAGES := python3-bpfcc python3-yaml python3-pyroute2 python3-rich python3-websockets
 TEST_PACKAGES := python3-venv iproute2 ethtool procps util-linux git python3-git python3-semantic-version rsync systemd udev
 
-.PHONY: demo test fuzz runtime clean
+.PHONY: demo test fuzz bench runtime clean
 
 demo: runtime
 	bin/xdp-erm lab
@@ -22,6 +23,9 @@ test: $(VENV)/ready
 fuzz: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:/usr/sbin:/usr/bin:/sbin:/bin" PYTHONPATH="$(CURDIR):$(CURDIR)/tests" \
 		$(VENV)/bin/python -m fuzz $(FUZZ)
+
+bench: runtime
+	PATH=/usr/sbin:/usr/bin:/sbin:/bin $(PYTHON) -m bench $(BENCH)
 
 runtime:
 	@$(call install,$(RUNTIME_PACKAGES))

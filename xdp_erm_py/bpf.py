@@ -202,12 +202,17 @@ def test_run(program: int, packet: bytes) -> tuple[int, bytes]:
     return result, after.raw[:size]
 
 
-def run_live(program: int, packet: bytes, count: int) -> None:
+def run_live(program: int, packet: bytes, count: int) -> int:
     """Runs an XDP program on `count` frames that do what it says, a redirect for instance (Linux 5.18).
 
     Each starts with the length of `packet`, but with what the frame before it in the same memory has left in it.
+    Returns the nanoseconds that one took, without the preparation.
     """
     live_frames = 1 << 1
     buffer = ctypes.create_string_buffer(packet, len(packet))
-    _bpf(_PROG_TEST_RUN, struct.pack("=IIIIQQIIIIQQIIII", program, 0, len(packet), 0, _address(buffer), 0, count, 0,
-                                     0, 0, 0, 0, live_frames, 0, 0, 0))
+    attributes = ctypes.create_string_buffer(struct.pack(
+        "=IIIIQQIIIIQQIIII", program, 0, len(packet), 0, _address(buffer), 0, count, 0, 0, 0, 0, 0, live_frames, 0, 0,
+        0), 80)
+    _bpf(_PROG_TEST_RUN, attributes)
+    nanoseconds: int = struct.unpack_from("=I", attributes, 36)[0]
+    return nanoseconds

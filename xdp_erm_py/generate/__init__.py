@@ -46,7 +46,7 @@ class Layout(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("interface", metavar="IFACE", help="a veth interface; the frames come out at its peer")
     parser.add_argument("--flows", type=_from_to(1, MOST_FLOWS), default=2000, metavar="N", help="default 2000")
-    parser.add_argument("--sessions", type=_from_to(1, 65535), default=1, metavar="N", help="of one switch (default 1)")
+    parser.add_argument("--sessions", type=_from_to(1, 65535), default=1, metavar="N", help="default 1")
     parser.add_argument("--size", type=_from_to(SHORTEST, LONGEST), default=512, metavar="BYTES",
                         help=f"of the mirrored frame, {SHORTEST} to {LONGEST} (default 512)")
     parser.add_argument("--vlan", type=_from_to(0, 4094), default=0, metavar="ID", help="default 0: none")
@@ -128,8 +128,8 @@ def _ifindex(name: str, force: bool) -> int:
     information = link.get_attr("IFLA_LINKINFO")
     kind = information.get_attr("IFLA_INFO_KIND") if information else None
     if kind != "veth" and not force:
-        raise UsageError(f"{name}: {kind or 'no virtual interface'}, not veth: frames would go out to the network or to "
-                         "nowhere; --force sends them")
+        raise UsageError(f"{name}: {kind or 'no virtual interface'}, not veth: frames would go out to the network or "
+                         "to nowhere; --force sends them")
     index: int = link["index"]
     return index
 
