@@ -31,7 +31,7 @@ OUTER_SOURCE_PORT, MIRRORED, INNER_IP = 34, 54, 68
 SHORTEST, LONGEST = 64, 1514  # bytes of the mirrored frame: IPv6 and UDP headers fit
 MOST_FLOWS = 1 << 16
 CHUNK = 65536  # frames in one system call
-TICKS = 100  # calls in a second where a rate is asked for
+TICKS = 10  # calls in a second where a rate is asked for; each takes some 20 ms to prepare
 
 
 class Layout(NamedTuple):
