@@ -92,13 +92,16 @@ def small(cable):
 
 
 @steps(ATTACH)
-def test_attach(small, module, owner, step, number, when):
+@pytest.mark.parametrize("again", [True, False])
+def test_attach(small, module, owner, step, number, when, again):
+    """Then attached once more, or detached at once."""
     before = everything()
     killed("attach", SENSOR, "--set-mtu", at=(module, owner, step, number, when))
-    attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
-    assert stats.snapshot(SENSOR)
-    with Links() as links:
-        assert (isolation.is_isolated(links.find(SENSOR)), links.find(SENSOR).mtu) == (True, 1554)
+    if again:
+        attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+        assert stats.snapshot(SENSOR)
+        with Links() as links:
+            assert (isolation.is_isolated(links.find(SENSOR)), links.find(SENSOR).mtu) == (True, 1554)
     attachment.detach(SENSOR)
     after = everything()
     if (step, when) in (("_make_qdisc", "after"), ("_add_filter", "before")):
@@ -108,19 +111,6 @@ def test_attach(small, module, owner, step, number, when):
         after = everything()
     assert after == before
     assert unfinished() == {}
-
-
-@steps(ATTACH)
-def test_attach_and_then_detach(small, module, owner, step, number, when):
-    before = everything()
-    killed("attach", SENSOR, "--set-mtu", at=(module, owner, step, number, when))
-    attachment.detach(SENSOR)
-    after = everything()
-    if (step, when) in (("_make_qdisc", "after"), ("_add_filter", "before")):
-        assert "clsact" in after[2]
-        subprocess.run(["tc", "qdisc", "del", "dev", SENSOR, "clsact"], timeout=TIMEOUT, check=True)
-        after = everything()
-    assert after == before
 
 
 @steps(DETACH)
