@@ -12,9 +12,7 @@ import os
 import platform
 import statistics
 import struct
-import tempfile
 from pathlib import Path
-from unittest import mock
 
 from xdp_erm_py import bpf, compiler, generate, shared
 from xdp_erm_py.config import InterfaceConfig
@@ -64,15 +62,12 @@ def cases() -> dict[str, tuple[str, bytes, InterfaceConfig]]:
 
 class Case:
     def __init__(self, statement: str, frame: bytes, config: InterfaceConfig) -> None:
-        source = (shared.BPF_DIRECTORY / compiler.SOURCE).read_text()
+        source = compiler.source(compiler.SOURCE).decode()
         source = source.replace(f"int {compiler.PROGRAM}(", f"static __always_inline int {compiler.PROGRAM}(")
-        with tempfile.TemporaryDirectory() as directory:
-            compiler._copy(shared.BPF_DIRECTORY, Path(directory))
-            (Path(directory) / "bench.c").write_text(source + HARNESS % (HEADERS, HEADERS, HEADERS, statement))
-            with mock.patch.object(shared, "BPF_DIRECTORY", Path(directory)):
-                self._module = compiler._module("bench.c", compiler.flags(config))
+        source += HARNESS % (HEADERS, HEADERS, HEADERS, statement)
+        self._module = compiler.module(source.encode(), compiler.flags(config))
         bpf.update(self._module[b"original"].map_fd, bytes(4), frame[:HEADERS])
-        self._program = bpf.load_xdp("bench", *compiler._function(self._module, "bench"))
+        self._program = bpf.load_xdp("bench", *compiler.function(self._module, "bench"))
         self._frame = frame
 
     def nanoseconds(self, count: int) -> int:

@@ -154,12 +154,13 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             raise XdpErmError(f"{name}: somebody else took the program off at once")
         if not loaded:
             said.append(f"{name}: already attached ({attached.mode}, program {attached.program_id})")
-        settled, more = nic.settle(attached.link, lambda more: journal.begin(link, more))
-        state["nic"] = nic.merged(state["nic"], more)
+        changes.clear()
+        said += nic.settle(attached.link, intend)
+        state["nic"] = nic.merged(state["nic"], changes)
         with bpf.Map.by_id(attached.maps[STATE_MAP]) as state_map:
             _write(state_map, state)
         journal.end(link)
-        return said + settled
+        return said
 
 
 def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:

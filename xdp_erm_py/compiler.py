@@ -40,9 +40,9 @@ def flags(config: InterfaceConfig) -> list[str]:
 
 def digest(config: InterfaceConfig) -> str:
     """Tells programs apart: the same for the same source and the same configuration of the program itself."""
-    source = b"".join((shared.BPF_DIRECTORY / name).read_bytes() for name in (SOURCE, "shared.h", "packet.h"))
+    text = b"".join(map(source, (SOURCE, "shared.h", "packet.h")))
     words = "\n".join([*flags(config), *config.sources, *config.targets])
-    return hashlib.sha256(source + words.encode()).hexdigest()[:16]
+    return hashlib.sha256(text + words.encode()).hexdigest()[:16]
 
 
 def _import_bcc() -> Any:
@@ -56,8 +56,17 @@ def _import_bcc() -> Any:
     return bcc
 
 
-def _module(source: str, options: list[str]) -> Any:
-    """Has bcc compile one of the sources in bpf/."""
+def source(name: str) -> bytes:
+    """One of the sources in bpf/."""
+    text: bytes = (shared.BPF_DIRECTORY / name).read_bytes()
+    return text
+
+
+def module(text: bytes, options: list[str]) -> Any:
+    """Has bcc compile C text, which may include what is in bpf/, and make its maps.
+
+    The caller calls its cleanup(). XdpErmError: it does not compile.
+    """
     bcc = _import_bcc()
     # bcc wants a directory, and in a .pyz the sources are none.
     with tempfile.TemporaryDirectory(prefix="xdp-erm-") as directory:
@@ -66,27 +75,27 @@ def _module(source: str, options: list[str]) -> Any:
         outer = os.environ.get("BCC_KERNEL_SOURCE")
         os.environ["BCC_KERNEL_SOURCE"] = directory
         try:
-            return bcc.BPF(text=(shared.BPF_DIRECTORY / source).read_bytes(), cflags=[f"-I{directory}", *options])
+            return bcc.BPF(text=text, cflags=[f"-I{directory}", *options])
         except Exception as error:
-            raise XdpErmError(f"{source} does not compile: {error}") from None
+            raise XdpErmError(f"the program does not compile: {error}") from None
         finally:
             os.environ.pop("BCC_KERNEL_SOURCE")
             if outer is not None:
                 os.environ["BCC_KERNEL_SOURCE"] = outer
 
 
-def _function(module: Any, name: str) -> tuple[bytes, bytes]:
+def function(compiled: Any, name: str) -> tuple[bytes, bytes]:
     """A function's instructions, and its licence."""
-    return module.dump_func(name.encode()), _import_bcc().lib.bpf_module_license(module.module)
+    return compiled.dump_func(name.encode()), _import_bcc().lib.bpf_module_license(compiled.module)
 
 
 def classifier() -> tuple[bytes, bytes]:
     """The instructions of bpf/isolate.c, and their licence. It is the same in each configuration."""
-    module = _module(CLASSIFIER_SOURCE, [])
+    compiled = module(source(CLASSIFIER_SOURCE), [])
     try:
-        return _function(module, CLASSIFIER)
+        return function(compiled, CLASSIFIER)
     finally:
-        module.cleanup()
+        compiled.cleanup()
 
 
 class Compiled:
@@ -96,8 +105,8 @@ class Compiled:
     """
 
     def __init__(self, config: InterfaceConfig, options: tuple[str, ...] = ()) -> None:
-        self._module = _module(SOURCE, [*flags(config), *options])
-        self._instructions, self._license = _function(self._module, PROGRAM)
+        self._module = module(source(SOURCE), [*flags(config), *options])
+        self._instructions, self._license = function(self._module, PROGRAM)
         names = ["counters"]
         for name, addresses in (("sources", config.sources), ("targets", config.targets)):
             if addresses:

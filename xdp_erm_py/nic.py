@@ -50,16 +50,13 @@ def prepare(links: Links, link: Link, set_mtu: bool, intend: Intend) -> list[str
     return said
 
 
-def settle(link: Link, intend: Intend) -> tuple[list[str], dict[str, Any]]:
-    """Once attached: some drivers turn a feature on with XDP. Warns of what stays on.
-
-    Returns a line for each, and what was changed.
-    """
+def settle(link: Link, intend: Intend) -> list[str]:
+    """Once attached: some drivers turn a feature on with XDP. Warns of what stays on. Returns a line for each."""
     turned_off, still_on = _turn_off(link, intend)
     said = [f"{link.name}: turned off {', '.join(turned_off)}, which came on with XDP"] if turned_off else []
     said += [f"{link.name}: warning: {name} is on and the driver does not let it be turned off; it {FEATURES[name]}"
              for name in still_on]
-    return said, {"features": turned_off} if turned_off else {}
+    return said
 
 
 def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:

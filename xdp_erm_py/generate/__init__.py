@@ -97,12 +97,12 @@ def _generate(ifindex: int, layout: Layout, args: argparse.Namespace, packets: i
     """Sends `packets`, or for as long as asked; how many were handed to the interface, and in how many seconds."""
     defines = {"IFINDEX": ifindex, "FLOWS": args.flows, "SESSIONS": args.sessions, "HEADERS": layout.headers,
                "SESSION": OUTER_SOURCE_PORT, "FLOW": layout.flow, "CHECKSUM": layout.checksum}
-    module = compiler._module(SOURCE, [f"-DGENERATE_{name}={value}" for name, value in defines.items()])
+    module = compiler.module(compiler.source(SOURCE), [f"-DGENERATE_{name}={value}" for name, value in defines.items()])
     try:
         generator = struct.pack(f"=Q{layout.headers}s", 0, layout.frame)
         generator = generator.ljust(-(-len(generator) // 8) * 8, b"\0")  # as C pads it
         bpf.update(module[b"generator"].map_fd, bytes(4), generator)
-        with attachment.descriptor(bpf.load_xdp(PROGRAM, *compiler._function(module, PROGRAM))) as program:
+        with attachment.descriptor(bpf.load_xdp(PROGRAM, *compiler.function(module, PROGRAM))) as program:
             handed, start = 0, time.monotonic()
             chunk = min(CHUNK, max(1, args.rate // TICKS)) if args.rate else CHUNK
             while handed < packets if packets else time.monotonic() - start < args.seconds:
