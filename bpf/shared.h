@@ -10,8 +10,15 @@
 #define ERM_DEFAULT_PORT 7932
 #define ERM_HEADER_LEN 12
 
-/* Levels of ERM inside ERM that can be peeled, and how many switch sessions are remembered. */
+/* Levels of ERM inside ERM that can be peeled. */
 #define ERM_MAX_DEPTH 3
+
+/*
+ * Switch sessions that are remembered: each CPU's own, which keep their places while the last packet is less than so many
+ * jiffies old (a jiffy is 1 to 10 ms), and those that found no place there, for all CPUs together.
+ */
+#define ERM_OWN_SESSIONS 256
+#define ERM_OWN_JIFFIES 10000
 #define ERM_MAX_SESSIONS 1024
 
 /* What becomes of the mirrored frame's 802.1Q tag, which survives only in the ERM header. */

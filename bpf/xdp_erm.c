@@ -36,10 +36,25 @@ struct session_key {
 struct session {
 	u64 packets;
 	u64 bytes;
-	u64 last_seen;		/* CLOCK_MONOTONIC, ns */
+	u64 last_seen;		/* jiffies: of all clocks the only one that costs nothing to read */
 };
 
-/* LRU: a flood of spoofed sources replaces idle sessions, and memory stays as it is. */
+/*
+ * A CPU's own sessions: what it counts here it shares with no other CPU. The first session to come has the place its
+ * key hashes to, until it has been silent for long; another one that wants the place is counted in `sessions`.
+ */
+struct own_session {
+	struct session_key key;
+	struct session counted;	/* no packets: nobody has the place */
+};
+
+struct own_sessions {
+	struct own_session at[ERM_OWN_SESSIONS];
+};
+
+BPF_PERCPU_ARRAY(own_sessions, struct own_sessions, 1);
+
+/* All others. LRU: a flood of spoofed sources replaces idle sessions, and memory stays as it is. */
 BPF_TABLE("lru_hash", struct session_key, struct session, sessions, ERM_MAX_SESSIONS);
 #endif
 
@@ -57,30 +72,28 @@ BPF_LPM_TRIE(targets, struct prefix, u8, ERM_TARGETS);
 #endif
 
 /*
- * A place in the packet. `end` is where the content ends: once a datagram's length is known, padding behind it is never
- * taken for content. `data_end` is where the memory ends, as the verifier wants to be asked.
+ * A place in the packet. `left` is what is left of the content: once a datagram's length is known, padding behind it is
+ * never taken for content. It is below 0 where headers reach into that padding. `data_end` is where the memory ends, as
+ * the verifier wants to be asked.
  */
 struct cursor {
-	void *data;
+	void *next;
 	void *data_end;
-	u32 offset;		/* of the next byte, from data */
-	u32 end;		/* likewise, of the first byte that is no content */
+	long left;
 };
 
 /* The next `length` bytes, or NULL where they are not there. */
 static __always_inline void *take(struct cursor *cursor, u32 length)
 {
-	void *taken = cursor->data + cursor->offset;
+	void *taken = cursor->next;
 
-	if (cursor->offset + length > cursor->end || taken + length > cursor->data_end)
+	if (taken + length > cursor->data_end)
 		return NULL;
-	cursor->offset += length;
+	cursor->next += length;
+	cursor->left -= length;
+	/* It never is, but the compiler does not know and would have every caller ask again. */
+	__builtin_assume(taken != NULL);
 	return taken;
-}
-
-static __always_inline u32 left(struct cursor *cursor)
-{
-	return cursor->end - cursor->offset;
 }
 
 /* Takes the Ethernet header and its VLAN tags. The EtherType behind them (host byte order), or -1: bytes missing. */
@@ -114,13 +127,14 @@ struct wrapping {
 };
 
 /*
- * Takes one level of wrapping. VERDICT_DECAPSULATED: the cursor stands on the mirrored frame and ends where it ends.
- * The allow lists are for what reaches this sensor's wire, the outermost level.
+ * Takes the rest of one level of wrapping, behind an Ethernet header with this EtherType. VERDICT_DECAPSULATED: the
+ * cursor stands on the mirrored frame. The allow lists are for what reaches this sensor's wire, the outermost level.
  */
-static __always_inline enum verdict take_wrapping(struct cursor *cursor, struct wrapping *wrapping, bool outermost)
+static __always_inline enum verdict take_wrapping(struct cursor *cursor, int ethertype, struct wrapping *wrapping,
+						  bool outermost)
 {
-	int ethertype = take_ethernet(cursor);
-	u32 header_length, total_length, udp_length, ip_left;
+	long header_length, total_length, udp_length;	/* signed: they are compared with what is left */
+	struct cursor payload = *cursor;
 	struct ipv4 *ip;
 	struct udp *udp;
 	struct erm *erm;
@@ -130,21 +144,19 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, struct 
 	if (ethertype != ETHERTYPE_IPV4)
 		return VERDICT_NOT_ERM;
 
-	ip_left = left(cursor);
-	ip = take(cursor, sizeof(*ip));
+	ip = take(&payload, sizeof(*ip));
 	if (!ip)
 		return VERDICT_TRUNCATED;
 	header_length = (ip->version_ihl & 0xf) * 4;
-	if (ip->version_ihl >> 4 != 4 || header_length < sizeof(*ip))
+	if (ip->version_ihl >> 4 != 4 || header_length < (long)sizeof(*ip))
 		return VERDICT_MALFORMED;
 	if (ip->protocol != PROTOCOL_UDP)
 		return VERDICT_NOT_ERM;
 	if (ip->fragment & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET))
 		return VERDICT_FRAGMENT;
 
-	if (!take(cursor, header_length - sizeof(*ip)))
-		return VERDICT_TRUNCATED;
-	udp = take(cursor, sizeof(*udp));
+	payload.next = (void *)ip + header_length;
+	udp = take(&payload, sizeof(*udp));
 	if (!udp)
 		return VERDICT_TRUNCATED;
 	if (!ERM_IS_PORT(bpf_ntohs(udp->destination)))
@@ -169,38 +181,39 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, struct 
 
 	total_length = bpf_ntohs(ip->total_length);
 	udp_length = bpf_ntohs(udp->length);
-	if (udp_length < sizeof(*udp) || header_length + udp_length > total_length)
+	if (udp_length < (long)sizeof(*udp) || header_length + udp_length > total_length)
 		return VERDICT_MALFORMED;
-	if (total_length > ip_left || udp_length < sizeof(*udp) + sizeof(*erm) + sizeof(struct ethernet))
+	if (total_length > cursor->left || udp_length < (long)(sizeof(*udp) + sizeof(*erm) + sizeof(struct ethernet)))
 		return VERDICT_TRUNCATED;
-
-	/* The datagram ends where UDP says. What follows is padding or a trailer, and no part of the mirrored frame. */
-	cursor->end = cursor->offset + udp_length - sizeof(*udp);
-	erm = take(cursor, sizeof(*erm));
+	erm = take(&payload, sizeof(*erm));
 	if (!erm)
 		return VERDICT_TRUNCATED;
 
 	wrapping->source = ip->source;
 	wrapping->source_port = udp->source;
 	wrapping->tag = bpf_ntohl(erm->tag);
+	/* The datagram ends where UDP says. What follows is padding or a trailer, and no part of the mirrored frame. */
+	cursor->next = payload.next;
+	cursor->left = udp_length - sizeof(*udp) - sizeof(*erm);
 	return VERDICT_DECAPSULATED;
 }
 
 /* Whether the mirrored frame is IP and its own length field promises more than was mirrored. */
-static __always_inline bool is_inner_truncated(struct cursor frame)
+static __always_inline bool is_inner_truncated(struct cursor packet, int ethertype)
 {
-	int ethertype = take_ethernet(&frame);
-	u32 ip_left = left(&frame);
+	long left = packet.left;
 
+	if (left < 0)
+		return false;	/* not even its Ethernet header and VLAN tags are whole */
 	if (ethertype == ETHERTYPE_IPV4) {
-		struct ipv4 *ip = take(&frame, sizeof(*ip));
+		struct ipv4 *ip = take(&packet, sizeof(*ip));
 
-		return !ip || bpf_ntohs(ip->total_length) > ip_left;
+		return !ip || left < (long)sizeof(*ip) || bpf_ntohs(ip->total_length) > left;
 	}
 	if (ethertype == ETHERTYPE_IPV6) {
-		struct ipv6 *ip = take(&frame, sizeof(*ip));
+		struct ipv6 *ip = take(&packet, sizeof(*ip));
 
-		return !ip || sizeof(*ip) + bpf_ntohs(ip->payload_length) > ip_left;
+		return !ip || (long)sizeof(*ip) + bpf_ntohs(ip->payload_length) > left;
 	}
 	return false;
 }
@@ -277,9 +290,9 @@ static __always_inline void write_mark(struct xdp_md *ctx)
 /* Everything that is to be known of one packet when it is counted. */
 struct outcome {
 	enum verdict verdict;
+	/* Of what is decapsulated only: */
 	struct wrapping outermost;
-	bool nested;
-	bool inner_truncated;
+	u32 notes;		/* a bit for each enum note */
 };
 
 /* Leaves exactly the mirrored frame, or the packet as it came. */
@@ -287,30 +300,37 @@ static __always_inline void decapsulate(struct xdp_md *ctx, struct outcome *outc
 {
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
-	struct cursor frame = { .data = data, .data_end = data_end, .end = data_end - data };
+	/* `frame` stands on a frame, `packet` on what its Ethernet header carries. */
+	struct cursor frame, packet = { .next = data, .data_end = data_end, .left = data_end - data };
+	int ethertype = take_ethernet(&packet);
 	struct wrapping innermost;
-	int strip, trim;
+	long strip, trim;
 	bool tagged;
 
-	outcome->verdict = take_wrapping(&frame, &outcome->outermost, true);
+	frame = packet;
+	outcome->verdict = take_wrapping(&frame, ethertype, &outcome->outermost, true);
 	if (outcome->verdict != VERDICT_DECAPSULATED)
 		return;
 
 	innermost = outcome->outermost;
+	packet = frame;
+	ethertype = take_ethernet(&packet);
 #pragma unroll
 	for (int level = 1; level < ERM_DEPTH; level++) {
-		struct cursor next = frame;
+		struct cursor next = packet;
 
-		if (take_wrapping(&next, &innermost, false) != VERDICT_DECAPSULATED)
+		if (take_wrapping(&next, ethertype, &innermost, false) != VERDICT_DECAPSULATED)
 			break;
-		frame = next;
-		outcome->nested = true;
+		outcome->notes = 1 << NOTE_NESTED;
+		packet = frame = next;
+		ethertype = take_ethernet(&packet);
 	}
-	outcome->inner_truncated = is_inner_truncated(frame);
+	if (is_inner_truncated(packet, ethertype))
+		outcome->notes |= 1 << NOTE_INNER_TRUNCATED;
 
 	tagged = wants_tag(innermost.tag);
-	strip = frame.offset - (tagged ? sizeof(struct vlan_tag) : 0);
-	trim = data_end - data - frame.end;
+	strip = frame.next - data - (tagged ? sizeof(struct vlan_tag) : 0);
+	trim = data_end - frame.next - frame.left;
 
 	/*
 	 * Nothing is written before all have succeeded: the wrapping is still there to be uncovered again. A frame that
@@ -347,47 +367,68 @@ static __always_inline void count(u32 index, u64 bytes)
 }
 
 #ifdef ERM_SESSIONS
-static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
+/* To `sessions`, which the CPUs share. */
+static __always_inline void add_session(struct session_key *key, struct session *counted)
 {
-	struct session_key key = { .source = outermost->source, .source_port = outermost->source_port };
-	u64 now = bpf_ktime_get_ns();
-	struct session *session = sessions.lookup(&key);
+	struct session *session = sessions.lookup(key);
 
 	if (!session) {
-		struct session first = { .packets = 1, .bytes = bytes, .last_seen = now };
-
 		/*
 		 * Not to look a new session up keeps its LRU reference bit clear: sources seen only once are the first to
 		 * be replaced. It fails where another CPU has put the session there first.
 		 */
-		if (!sessions.insert(&key, &first))
+		if (!sessions.insert(key, counted))
 			return;
-		session = sessions.lookup(&key);
+		session = sessions.lookup(key);
 		if (!session)
 			return;
 	}
-	lock_xadd(&session->packets, 1);
-	lock_xadd(&session->bytes, bytes);
-	session->last_seen = now;
+	lock_xadd(&session->packets, counted->packets);
+	lock_xadd(&session->bytes, counted->bytes);
+	session->last_seen = counted->last_seen;
+}
+
+static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
+{
+	struct session_key key = { .source = outermost->source, .source_port = outermost->source_port };
+	struct session counted = { .packets = 1, .bytes = bytes, .last_seen = bpf_jiffies64() };
+	u32 hash = (key.source ^ (u32)key.source_port << 16) * 0x9e3779b1 /* 2^32 / golden ratio */, zero = 0;
+	struct own_sessions *places = own_sessions.lookup(&zero);
+	struct own_session *own;
+
+	if (!places)
+		return;
+	own = &places->at[(u64)hash * ERM_OWN_SESSIONS >> 32];
+	if (own->key.source == key.source && own->key.source_port == key.source_port) {
+		own->counted.packets++;
+		own->counted.bytes += bytes;
+		own->counted.last_seen = counted.last_seen;
+	} else if (own->counted.packets && counted.last_seen - own->counted.last_seen < ERM_OWN_JIFFIES) {
+		add_session(&key, &counted);
+	} else {
+		if (own->counted.packets)
+			add_session(&own->key, &own->counted);
+		own->key = key;
+		own->counted = counted;
+	}
 }
 #endif
 
 int xdp_erm(struct xdp_md *ctx)
 {
-	u64 bytes = ctx->data_end - ctx->data;
+	u64 bytes = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
 	struct outcome outcome = {};
 
 	decapsulate(ctx, &outcome);
-
-	count(outcome.verdict, bytes);
 	if (outcome.verdict == VERDICT_DECAPSULATED) {
-		if (outcome.nested)
+		if (outcome.notes & 1 << NOTE_NESTED)
 			count(NOTE_NESTED, bytes);
-		if (outcome.inner_truncated)
+		if (outcome.notes & 1 << NOTE_INNER_TRUNCATED)
 			count(NOTE_INNER_TRUNCATED, bytes);
 #ifdef ERM_SESSIONS
 		count_session(&outcome.outermost, bytes);
 #endif
 	}
+	count(outcome.verdict, bytes);
 	return XDP_PASS;
 }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import struct
 from typing import NamedTuple
 
-from xdp_erm_py import bpf, shared
+from xdp_erm_py import bpf, shared, stats
 from xdp_erm_py.attachment import descriptor
 from xdp_erm_py.compiler import Compiled
 from xdp_erm_py.config import InterfaceConfig
@@ -69,17 +68,15 @@ class Program:
     def sessions(self) -> dict[Session, Counted]:
         return {session: Counted(packets, bytes_) for session, (packets, bytes_, _) in self._sessions().items()}
 
-    def last_seen(self) -> dict[Session, int]:
-        """Nanoseconds of CLOCK_MONOTONIC."""
+    def last_seen(self) -> dict[Session, float]:
+        """Seconds of CLOCK_MONOTONIC."""
         return {session: last_seen for session, (_, _, last_seen) in self._sessions().items()}
 
-    def _sessions(self) -> dict[Session, tuple[int, int, int]]:
-        sessions = {}
-        for key in self.maps.get("sessions", ()):
-            source, port, _ = struct.unpack("!4sHH", key)
-            value, = self.maps["sessions"].lookup(key)
-            sessions[Session(str(ipaddress.IPv4Address(source)), port)] = struct.unpack("=QQQ", value)
-        return sessions
+    def _sessions(self) -> dict[Session, tuple[int, int, float]]:
+        if "sessions" not in self.maps:
+            return {}
+        counted = stats.read_sessions(self.maps["own_sessions"], self.maps["sessions"])
+        return {Session(*session): values for session, values in counted.items()}
 
 
 def _moved(before: dict, after: dict) -> dict:

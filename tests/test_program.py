@@ -357,10 +357,12 @@ def test_a_session_is_the_outermost_address_and_source_port(program):
 
 def test_last_seen(xdp):
     with Program(STRIP) as program:
-        for _ in ("a new session", "a known one"):
-            before = time.monotonic_ns()
-            program.run(bytes(wrap(INNER)))
-            assert before < program.last_seen()[SESSION] < time.monotonic_ns()
+        program.run(bytes(wrap(INNER)))
+        first = program.last_seen()[SESSION]
+        assert first == pytest.approx(time.monotonic(), abs=1.5)
+        time.sleep(0.1)
+        program.run(bytes(wrap(INNER)))
+        assert program.last_seen()[SESSION] - first == pytest.approx(0.1, abs=0.05)
 
 
 def test_without_sessions(program):
@@ -385,7 +387,37 @@ def test_a_flood_of_sources_does_not_push_out_a_busy_session(xdp, sources_betwee
         # And one that comes late is counted as well.
         check_left(program, ETHER / ip() / udp(sport=6) / ERM() / INNER, INNER, session=Session(SWITCH, 6))
     assert sessions[SESSION] == Counted(rounds, rounds * len(busy))
-    assert shared.ERM_MAX_SESSIONS // 2 < len(sessions) <= shared.ERM_MAX_SESSIONS
+    assert shared.ERM_MAX_SESSIONS // 2 < len(sessions) <= shared.ERM_MAX_SESSIONS + shared.ERM_OWN_SESSIONS
+
+
+# The program's clock is what the VLAN tag says.
+CLOCK = "-Dbpf_jiffies64()=(outermost->tag)"
+
+
+def test_a_session_has_its_place_until_it_has_been_silent_for_long(xdp):
+    with Program(STRIP, (CLOCK,)) as program:
+        def run(port, jiffies):
+            erm = struct.pack("!QI", 0, jiffies)
+            program.run(bytes(ETHER / ip() / udp(sport=port) / Raw(erm) / INNER))
+
+        def shared_sessions():
+            sessions = program.maps["sessions"]
+            return {int.from_bytes(key[4:6], "big"): struct.unpack_from("=Q", sessions.lookup(key)[0])[0]
+                    for key in sessions}
+
+        start, rival = 5000, 1
+        while run(rival, start) or not shared_sessions():
+            rival += 1  # until one finds its place taken
+        run(rival, start + shared.ERM_OWN_JIFFIES - 1)
+        assert shared_sessions() == {rival: 2}
+        run(rival, start + shared.ERM_OWN_JIFFIES)  # takes it
+        (owner, moved), = (shared_sessions().items() - {rival: 2}.items())
+        assert moved == 1
+        run(rival, start + 2 * shared.ERM_OWN_JIFFIES - 1)
+        run(owner, start + 2 * shared.ERM_OWN_JIFFIES)
+        assert shared_sessions() == {rival: 2, owner: 2}
+        counted = {session.source_port: packets for session, (packets, _) in program.sessions().items()}
+        assert counted == dict.fromkeys(range(1, rival), 1) | {owner: 2, rival: 4}
 
 
 # Truncating mirror sessions

@@ -30,7 +30,7 @@ _STATE_KEY = bytes(4)
 _STATE_SLACK = 1024
 
 #: The maps that a new program takes over from the one it replaces.
-CARRIED_MAPS = ("counters", "sessions")
+CARRIED_MAPS = ("counters", "own_sessions", "sessions")
 
 
 @dataclasses.dataclass

@@ -113,7 +113,7 @@ class Compiled:
                 names.append(name)
                 _fill(self._module[name.encode()].map_fd, addresses)
         if config.sessions:
-            names.append("sessions")
+            names += ["own_sessions", "sessions"]
         self.maps: dict[str, int] = {name: self._module[name.encode()].map_fd for name in names}
 
     def __enter__(self) -> Compiled:

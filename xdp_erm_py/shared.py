@@ -23,6 +23,8 @@ ERM_HEADER_LEN = _numbers["ERM_HEADER_LEN"]
 ERM_MAX_DEPTH = _numbers["ERM_MAX_DEPTH"]
 ERM_MARK = _numbers["ERM_MARK"]
 ERM_MAX_SESSIONS = _numbers["ERM_MAX_SESSIONS"]
+ERM_OWN_JIFFIES = _numbers["ERM_OWN_JIFFIES"]
+ERM_OWN_SESSIONS = _numbers["ERM_OWN_SESSIONS"]
 
 #: The ways to treat the mirrored frame's VLAN, by their number in the program.
 VLAN_MODES = {name[5:].lower(): number for name, number in _numbers.items() if name.startswith("VLAN_")}

@@ -64,21 +64,71 @@ def _counters(attachment: Attachment) -> dict[str, dict[str, int]]:
 
 
 def _sessions(attachment: Attachment) -> list[dict[str, Any]]:
-    """Busiest first. Keys are in network byte order; last seen is CLOCK_MONOTONIC, in ns."""
+    """Busiest first."""
     if "sessions" not in attachment.maps:
         return []
-    sessions = []
+    with bpf.Map.by_id(attachment.maps["own_sessions"]) as own, bpf.Map.by_id(attachment.maps["sessions"]) as shared_:
+        counted = read_sessions(own, shared_)
     boot = time.time() - time.monotonic()
-    with bpf.Map.by_id(attachment.maps["sessions"]) as map_:
-        for key in map_:
-            value = map_.lookup(key)
-            if value is None:
-                continue  # replaced by another session meanwhile
-            source, port, _ = struct.unpack("!4sHH", key)
-            packets, bytes_, last_seen = struct.unpack("=QQQ", value[0])
-            seen = datetime.fromtimestamp(boot + last_seen / 1e9, timezone.utc)
-            sessions.append({
-                "source": str(ipaddress.IPv4Address(source)), "source_port": port, "packets": packets,
-                "bytes": bytes_, "last_seen": seen.strftime("%Y-%m-%dT%H:%M:%S.") + f"{seen.microsecond // 1000:03}Z",
-            })
+    sessions = []
+    for (source, source_port), (packets, bytes_, last_seen) in counted.items():
+        seen = datetime.fromtimestamp(boot + last_seen, timezone.utc)
+        sessions.append({
+            "source": source, "source_port": source_port, "packets": packets, "bytes": bytes_,
+            "last_seen": seen.strftime("%Y-%m-%dT%H:%M:%S.") + f"{seen.microsecond // 1000:03}Z",
+        })
     return sorted(sessions, key=lambda session: (-session["packets"], session["source"], session["source_port"]))
+
+
+def read_sessions(own: bpf.Map, shared_: bpf.Map) -> dict[tuple[str, int], tuple[int, int, float]]:
+    """Packets, bytes and when the last packet came (seconds of CLOCK_MONOTONIC) by source address and port.
+
+    `own` are the places that each CPU has for itself, `shared_` is where all others are counted.
+    """
+    places = _own_sessions(own)
+    while True:
+        found = [(key, value[0]) for key in shared_ for value in [shared_.lookup(key)] if value]
+        again = _own_sessions(own)
+        # Where a place has passed to another session, what the one before had moved while we looked.
+        if all(new[0] == old[0] for place, old in places.items() for new in [again[place]]):
+            break
+        places = again
+    sessions: dict[tuple[str, int], tuple[int, int, float]] = {}
+    for key, value in [*found, *again.values()]:
+        source, port, _ = _SESSION_KEY.unpack(key)
+        packets, bytes_, jiffies = _SESSION.unpack(value)
+        name = str(ipaddress.IPv4Address(source)), port
+        others = sessions.get(name, (0, 0, 0.0))
+        sessions[name] = others[0] + packets, others[1] + bytes_, max(others[2], _monotonic(jiffies))
+    return sessions
+
+
+_SESSION_KEY = struct.Struct("!4sHH")  # in network byte order
+_SESSION = struct.Struct("=QQQ")
+
+
+def _own_sessions(own: bpf.Map) -> dict[tuple[int, int], tuple[bytes, bytes]]:
+    """Key and value by CPU and place, of the places that are taken."""
+    size = _SESSION_KEY.size + _SESSION.size
+    nobody = bytes(size)
+    places = {}
+    for cpu, values in enumerate(own.lookup(bytes(4)) or []):
+        if values.count(0) == len(values):
+            continue  # many CPUs never see a mirrored frame
+        for start in range(0, len(values), size):
+            place = values[start:start + size]
+            if place != nobody:
+                places[cpu, start] = place[:_SESSION_KEY.size], place[_SESSION_KEY.size:]
+    return places
+
+
+def _monotonic(jiffies: int) -> float:
+    """The kernel's jiffies as seconds of CLOCK_MONOTONIC, to about a second.
+
+    They start together, but jiffies at five minutes before 2^32 (INITIAL_JIFFIES in the kernel's linux/jiffies.h). How
+    long one is the coarse clocks tell, which tick with them.
+    """
+    return (jiffies - (1 << 32)) * time.clock_getres(_CLOCK_MONOTONIC_COARSE) + 300
+
+
+_CLOCK_MONOTONIC_COARSE = 6  # uapi linux/time.h; Python has no name for it

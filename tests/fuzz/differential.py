@@ -6,9 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
-import ipaddress
 import mmap
-import struct
 from collections.abc import Callable, Iterable, Iterator
 
 from frames import SENSOR
@@ -127,8 +125,9 @@ class Subject:
                 result.mismatches.append(self._tell(frame, expected, f"returned {returned}, left {left.hex()}"))
             batch.append(frame)
             self._note(frame, expected, result)
+        counted = self._program.sessions()
         if self._program.counters() != self._counters or \
-                any(self._session(session) != self._sessions[session] for session in sessions):
+                any(counted.get(session) != self._sessions[session] for session in sessions):
             result.mismatches.append(self._miscounted(batch))
 
     def compare_sessions(self, result: Result) -> None:
@@ -163,11 +162,6 @@ class Subject:
         """What a test run gives back: the metadata with the frame."""
         marked = self._config.isolate and expected.verdict == "decapsulated"
         return MARK + expected.frame if marked else expected.frame
-
-    def _session(self, session: Session) -> Counted:
-        key = struct.pack("!4sHH", ipaddress.IPv4Address(session.source).packed, session.source_port, 0)
-        values = self._program.maps["sessions"].lookup(key)
-        return Counted(*struct.unpack("=QQQ", values[0])[:2]) if values else NOTHING
 
     def _miscounted(self, batch: list[bytes]) -> str:
         """Runs a batch once more, frame by frame, to name the one that is miscounted."""
