@@ -1,0 +1,174 @@
+"""What the groups have in common that need packets on a wire: a cable, a generator at one end, members at the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from pyroute2 import IPRoute
+
+from xdp_erm_py import bpf, generate
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
+
+FLOWS = 2000
+GENERATOR_CPU = 0
+TICKS = 20  # calls of the kernel in a second; each has some ms without packets
+
+
+class Reading(NamedTuple):
+    """Counted since the start, at one moment."""
+
+    seconds: float
+    packets: tuple[int, ...]
+    """Taken in, by member."""
+    wrapped: int
+    """Of those, still ERM."""
+    ring_drops: int
+
+
+@contextlib.contextmanager
+def programs() -> Iterator[Path]:
+    """The directory of the C programs of this benchmark, compiled."""
+    with tempfile.TemporaryDirectory(prefix="xdp-erm-bench-") as directory:
+        for source in Path(__file__).parent.glob("*.c"):
+            subprocess.run(["cc", "-O2", "-pthread", "-o", str(Path(directory) / source.stem), str(source)], check=True)
+        yield Path(directory)
+
+
+@contextlib.contextmanager
+def started(*command: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """A program that says "ready" when it is; killed after the with block."""
+    with subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as process:
+        try:
+            if _of(process.stdout).readline() != "ready\n":
+                raise RuntimeError(f"{command[0]} does not start")
+            yield process
+        finally:
+            process.kill()
+
+
+class Members:
+    """Fanout members of bench/members.c on an interface of the namespace in which this is made."""
+
+    def __init__(self, directory: Path, interface: str, count: int, work: int = 0) -> None:
+        """`work`: nanoseconds that a member spends on a packet."""
+        self._stack = contextlib.ExitStack()
+        self._process = self._stack.enter_context(started(directory / "members", interface, str(count), str(work)))
+
+    def __enter__(self) -> Members:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def read(self) -> Reading:
+        _of(self._process.stdin).write("\n")
+        _of(self._process.stdin).flush()
+        nanoseconds, *counts = map(int, _of(self._process.stdout).readline().split())
+        return Reading(nanoseconds / 1e9, tuple(counts[::3]), sum(counts[1::3]), sum(counts[2::3]))
+
+
+def _of(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
+
+
+class Reached(NamedTuple):
+    """What a time under load came to, per second."""
+
+    packets: tuple[float, ...]
+    """By member."""
+    wrapped: float
+    dropped_at_veth: float
+    dropped_at_rings: float
+    busy: tuple[float, ...]
+    """The part of the time that each CPU was not idle, 0 to 1."""
+
+
+def reached(cable: Cable, members: Members, seconds: float) -> Reached:
+    """Measures for `seconds`, of which the first quarter fills rings and counts for nothing."""
+    time.sleep(seconds / 4)
+    (_, lost_before), cpus_before, before = sent(cable), _cpu_times(), members.read()
+    time.sleep(seconds * 3 / 4)
+    (_, lost), cpus, after = sent(cable), _cpu_times(), members.read()
+    length = after.seconds - before.seconds
+    busy = tuple(1 - (idle - idle_before) / max(1, total - total_before)
+                 for (idle_before, total_before), (idle, total) in zip(cpus_before, cpus))
+    packets = tuple((now - then) / length for then, now in zip(before.packets, after.packets))
+    return Reached(packets, (after.wrapped - before.wrapped) / length, (lost - lost_before) / length,
+                   (after.ring_drops - before.ring_drops) / length, busy)
+
+
+def _cpu_times() -> list[tuple[int, int]]:
+    """Idle and all ticks of each CPU."""
+    found = []
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *words = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            ticks = list(map(int, words[:8]))  # guests' are in user's
+            found.append((ticks[3] + ticks[4], sum(ticks)))
+    return found
+
+
+class Load:
+    """Sends a layout's frames from the cable's switch, in a thread of one CPU, for the length of a with block."""
+
+    def __init__(self, cable: Cable, layout: generate.Layout, rate: int | None = None) -> None:
+        """`rate`: packets per second; None: as many as the kernel makes."""
+        self._cable, self._layout, self._rate = cable, layout, rate
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self._ready = threading.Event()
+        self._failed: BaseException | None = None
+        self.handed = 0
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ending.set()
+        self._thread.join()
+        if self._failed:
+            raise self._failed
+
+    def _send(self) -> None:
+        try:
+            with self._cable.switch.entered():
+                os.sched_setaffinity(0, {GENERATOR_CPU})
+                with IPRoute() as route:
+                    ifindex = route.link_lookup(ifname=SWITCH_INTERFACE)[0]
+                with generate.loaded(ifindex, self._layout, FLOWS, 1) as program:
+                    self._ready.set()
+                    chunk = max(1, self._rate // TICKS) if self._rate else generate.CHUNK * 4
+                    start = time.monotonic()
+                    while not self._ending.is_set():
+                        bpf.run_live(program, self._layout.frame, chunk)
+                        self.handed += chunk
+                        if self._rate:
+                            time.sleep(max(0.0, start + self.handed / self._rate - time.monotonic()))
+        except BaseException as error:
+            self._failed = error
+        finally:
+            self._ready.set()
+
+
+def sent(cable: Cable) -> tuple[int, int]:
+    """Frames that the switch's end has sent, and those that were dropped there because the peer was full."""
+    with cable.switch.entered(), IPRoute() as route:
+        counted = route.link("get", ifname=SWITCH_INTERFACE)[0].get_attr("IFLA_STATS64")
+    return counted["tx_packets"], counted["tx_dropped"]
+
+
+def let_in_without_xdp() -> None:
+    """Makes the sensor's end take redirected frames though it has no XDP program."""
+    subprocess.run(["ethtool", "-K", SENSOR_INTERFACE, "gro", "on"], check=True)
