@@ -8,7 +8,6 @@ its place would cost that CPU less, and all arrangements that CPU has the work i
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -101,17 +100,8 @@ def run(directory: Path, quick: bool) -> list[Row]:
     rows = [Row(GROUP, "the generator alone", "packets/s", alone, "the receiver drops at once, same CPU")]
     for case, results in found.items():
         values = [sum(result.packets) for result in results]
-        rows.append(Row(GROUP, case.name, "packets/s", values, _note(results)))
+        rows.append(Row(GROUP, case.name, "packets/s", values, results[-1].note))
         rows.append(Row(GROUP, f"{case.name}, per CPU", "packets/s",
                         [value / sum(result.busy) for value, result in zip(values, results)]))
     return rows
 
-
-def _note(results: list[Reached]) -> str:
-    """Where the others of the last round were lost, who got how much, and what the CPUs did."""
-    last = results[-1]
-    total = sum(last.packets) or 1
-    shares = "/".join(f"{100 * packets / total:.0f}" for packets in last.packets)
-    busy = "/".join(f"{100 * part:.0f}" for part in last.busy)
-    return (f"members {shares} %, CPUs {busy} %, dropped: veth {last.dropped_at_veth:.0f}/s, "
-            f"rings {last.dropped_at_rings:.0f}/s")

@@ -87,24 +87,39 @@ class Reached(NamedTuple):
     packets: tuple[float, ...]
     """By member."""
     wrapped: float
+    """Of those, still ERM."""
+    offered: float
+    """That the generator made."""
     dropped_at_veth: float
     dropped_at_rings: float
     busy: tuple[float, ...]
     """The part of the time that each CPU was not idle, 0 to 1."""
 
+    @property
+    def note(self) -> str:
+        """Who got how much, what the CPUs did, and where the rest was lost."""
+        total = sum(self.packets) or 1
+        shares = "/".join(f"{100 * packets / total:.0f}" for packets in self.packets)
+        busy = "/".join(f"{100 * part:.0f}" for part in self.busy)
+        # Packets on their way when the time began or ended make a difference of some thousand, which is no loss.
+        between = max(0.0, self.offered - self.dropped_at_veth - self.dropped_at_rings - sum(self.packets))
+        return (f"offered {self.offered:,.0f}/s, members {shares} %, CPUs {busy} %, dropped at veth "
+                f"{self.dropped_at_veth:,.0f}/s, at rings {self.dropped_at_rings:,.0f}/s, between {between:,.0f}/s")
+
 
 def reached(cable: Cable, members: Members, seconds: float) -> Reached:
     """Measures for `seconds`, of which the first quarter fills rings and counts for nothing."""
     time.sleep(seconds / 4)
-    (_, lost_before), cpus_before, before = sent(cable), _cpu_times(), members.read()
+    (sent_before, lost_before), cpus_before, before = sent(cable), _cpu_times(), members.read()
     time.sleep(seconds * 3 / 4)
-    (_, lost), cpus, after = sent(cable), _cpu_times(), members.read()
+    (sent_after, lost_after), cpus, after = sent(cable), _cpu_times(), members.read()
     length = after.seconds - before.seconds
     busy = tuple(1 - (idle - idle_before) / max(1, total - total_before)
                  for (idle_before, total_before), (idle, total) in zip(cpus_before, cpus))
     packets = tuple((now - then) / length for then, now in zip(before.packets, after.packets))
-    return Reached(packets, (after.wrapped - before.wrapped) / length, (lost - lost_before) / length,
-                   (after.ring_drops - before.ring_drops) / length, busy)
+    lost = lost_after - lost_before
+    return Reached(packets, (after.wrapped - before.wrapped) / length, (sent_after - sent_before + lost) / length,
+                   lost / length, (after.ring_drops - before.ring_drops) / length, busy)
 
 
 def _cpu_times() -> list[tuple[int, int]]:
@@ -160,6 +175,15 @@ class Load:
             self._failed = error
         finally:
             self._ready.set()
+
+
+def settled(members: Members) -> Reading:
+    """What has been counted once nothing more comes."""
+    before, after = None, members.read()
+    while before is None or after.packets != before.packets:
+        time.sleep(0.1)
+        before, after = after, members.read()
+    return after
 
 
 def sent(cable: Cable) -> tuple[int, int]:
