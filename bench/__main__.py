@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="the values of all rounds")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture (PNG)")
     args = parser.parse_args()
+    if args.plot:
+        from . import plot  # late, as nothing else needs matplotlib; now, as the run takes minutes
     require_to_change()
     start = time.monotonic()
     with load.programs() as directory:
@@ -39,6 +41,8 @@ def main() -> None:
     if args.json:
         document = {"machine": machine(), "quick": args.quick, "rows": [row.as_dict() for row in rows]}
         args.json.write_text(json.dumps(document, indent=1) + "\n")
+    if args.plot:
+        plot.write(args.plot, machine(), rows)
 
 
 if __name__ == "__main__":
