@@ -93,7 +93,7 @@ def run(directory: Path, quick: bool) -> list[Row]:
                     continue
                 stack.enter_context(cable.sensor.entered())
                 members = stack.enter_context(Members(directory, interface, MEMBERS))
-                stack.enter_context(Load(cable, layout))
-                found[name].append(reached(cable, members, seconds))
+                load = stack.enter_context(Load(cable, layout))
+                found[name].append(reached(load, members, seconds))
     return [Row(GROUP, f"{name}, {MEMBERS} members", "packets/s", [sum(result.packets) for result in results],
                 results[-1].note if results else missing[name]) for name, results in found.items()]

@@ -25,7 +25,7 @@ from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 from xdp_erm_py.links import Links
 from xdp_erm_py.publish import DEFAULT_INTERVAL, events
 
-from .load import Load, Members, sent, settled
+from .load import Load, Members, settled
 from .table import Row
 
 GROUP = "The helper"
@@ -57,18 +57,14 @@ def swapping(directory: Path, swaps: int) -> list[Row]:
         cable.wait_for_carrier()
         took = []
         with Members(directory, SENSOR_INTERFACE, 1) as members:
-            sent_before, dropped_before = sent(cable)
-            with Load(cable, generate.layout_of(512, 2011, False), RATE):
+            with Load(cable, generate.layout_of(512, 2011, False), RATE) as load:
                 for config in itertools.islice(itertools.cycle(CONFIGS), swaps):
                     took.append(_milliseconds(attachment.attach, SENSOR_INTERFACE, config))
-            arrived = settled(members)
-            sent_after, dropped_after = sent(cable)
-    during = sent_after - sent_before
-    lost = during - sum(arrived.packets) - arrived.ring_drops
+            arrived, made = settled(members), load.made()
+    lost = made - sum(arrived.packets) - arrived.ring_drops
     return [Row(GROUP, "swap under traffic", "ms", took, "from call to return; the swap itself is atomic"),
             Row(GROUP, f"lost in {swaps} swaps", "packets", [lost],
-                f"of {during:,} at {RATE:,}/s; besides, dropped at veth {dropped_after - dropped_before}, at the member's "
-                f"ring {arrived.ring_drops}"),
+                f"of {made:,} at {RATE:,}/s, without {arrived.ring_drops} that the member's ring dropped"),
             Row(GROUP, f"still wrapped in {swaps} swaps", "packets", [arrived.wrapped])]
 
 

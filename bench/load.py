@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import subprocess
 import tempfile
 import threading
@@ -91,6 +92,7 @@ class Reached(NamedTuple):
     offered: float
     """That the generator made."""
     dropped_at_veth: float
+    """The receiver's end was full, or took none; up to 256 frames on their way look so."""
     dropped_at_rings: float
     busy: tuple[float, ...]
     """The part of the time that each CPU was not idle, 0 to 1."""
@@ -107,19 +109,20 @@ class Reached(NamedTuple):
                 f"{self.dropped_at_veth:,.0f}/s, at rings {self.dropped_at_rings:,.0f}/s, between {between:,.0f}/s")
 
 
-def reached(cable: Cable, members: Members, seconds: float) -> Reached:
+def reached(load: Load, members: Members, seconds: float) -> Reached:
     """Measures for `seconds`, of which the first quarter fills rings and counts for nothing."""
     time.sleep(seconds / 4)
-    (sent_before, lost_before), cpus_before, before = sent(cable), _cpu_times(), members.read()
+    cpus_before, made_before, sent_before, before = _cpu_times(), load.made(), load.sent(), members.read()
     time.sleep(seconds * 3 / 4)
-    (sent_after, lost_after), cpus, after = sent(cable), _cpu_times(), members.read()
+    cpus, made, sent, after = _cpu_times(), load.made(), load.sent(), members.read()
     length = after.seconds - before.seconds
     busy = tuple(1 - (idle - idle_before) / max(1, total - total_before)
                  for (idle_before, total_before), (idle, total) in zip(cpus_before, cpus))
     packets = tuple((now - then) / length for then, now in zip(before.packets, after.packets))
-    lost = lost_after - lost_before
-    return Reached(packets, (after.wrapped - before.wrapped) / length, (sent_after - sent_before + lost) / length,
-                   lost / length, (after.ring_drops - before.ring_drops) / length, busy)
+    offered = (made - made_before) / length
+    return Reached(packets, (after.wrapped - before.wrapped) / length, offered,
+                   max(0.0, offered - (sent - sent_before) / length), (after.ring_drops - before.ring_drops) / length,
+                   busy)
 
 
 def _cpu_times() -> list[tuple[int, int]]:
@@ -143,7 +146,8 @@ class Load:
         self._thread = threading.Thread(target=self._send, daemon=True)
         self._ready = threading.Event()
         self._failed: BaseException | None = None
-        self.handed = 0
+        self._made = 0
+        self._map: bpf.Map | None = None
 
     def __enter__(self) -> Load:
         self._thread.start()
@@ -156,25 +160,41 @@ class Load:
         if self._failed:
             raise self._failed
 
+    def made(self) -> int:
+        """Frames that the generator has made so far, sent or not."""
+        if self._map:
+            self._made, = struct.unpack_from("=Q", (self._map.lookup(bytes(4)) or [bytes(8)])[0])
+        return self._made
+
+    def sent(self) -> int:
+        """Frames that the sensor's end has taken since the cable was made."""
+        return sent(self._cable)
+
     def _send(self) -> None:
         try:
             with self._cable.switch.entered():
                 os.sched_setaffinity(0, {GENERATOR_CPU})
                 with IPRoute() as route:
                     ifindex = route.link_lookup(ifname=SWITCH_INTERFACE)[0]
-                with generate.loaded(ifindex, self._layout, FLOWS, 1) as program:
+                with generate.loaded(ifindex, self._layout, FLOWS, 1) as program, \
+                        bpf.Map.by_id(bpf.program_info(program).map_ids[0]) as self._map:
                     self._ready.set()
-                    chunk = max(1, self._rate // TICKS) if self._rate else generate.CHUNK * 4
-                    start = time.monotonic()
-                    while not self._ending.is_set():
-                        bpf.run_live(program, self._layout.frame, chunk)
-                        self.handed += chunk
-                        if self._rate:
-                            time.sleep(max(0.0, start + self.handed / self._rate - time.monotonic()))
+                    self._send_chunks(program)
+                    self.made()
+                    self._map = None
         except BaseException as error:
             self._failed = error
         finally:
             self._ready.set()
+
+    def _send_chunks(self, program: int) -> None:
+        chunk = max(1, self._rate // TICKS) if self._rate else generate.CHUNK * 4
+        start, handed = time.monotonic(), 0
+        while not self._ending.is_set():
+            bpf.run_live(program, self._layout.frame, chunk)
+            handed += chunk
+            if self._rate:
+                time.sleep(max(0.0, start + handed / self._rate - time.monotonic()))
 
 
 def settled(members: Members) -> Reading:
@@ -186,11 +206,11 @@ def settled(members: Members) -> Reading:
     return after
 
 
-def sent(cable: Cable) -> tuple[int, int]:
-    """Frames that the switch's end has sent, and those that were dropped there because the peer was full."""
+def sent(cable: Cable) -> int:
+    """Frames from the switch that the sensor's end has taken."""
     with cable.switch.entered(), IPRoute() as route:
-        counted = route.link("get", ifname=SWITCH_INTERFACE)[0].get_attr("IFLA_STATS64")
-    return counted["tx_packets"], counted["tx_dropped"]
+        packets: int = route.link("get", ifname=SWITCH_INTERFACE)[0].get_attr("IFLA_STATS64")["tx_packets"]
+    return packets
 
 
 def let_in_without_xdp() -> None:

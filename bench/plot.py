@@ -43,8 +43,9 @@ def _balance(axes: matplotlib.axes.Axes, rows: dict[str, Row]) -> None:
         places = [place + number * width for place in range(len(found))]
         axes.bar(places, [row.median / 1e6 for row in found], width, yerr=_spread(found, 1e6), label=arrangement,
                  color=COLOURS[number % len(COLOURS)])
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))],
-                    [f"{members} member{'s' if members > 1 else ''}\n" + demand.replace(" at ", "\nat ") for demand, members in groups])
+    labels = [f"{members} member{'s' if members > 1 else ''}\n{demand}".replace(" at ", "\nat ")
+              for demand, members in groups]
+    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], labels)
     axes.set_title("Packets that reach AF_PACKET members")
     axes.set_ylabel("million packets per second")
     axes.legend()
