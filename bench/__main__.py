@@ -11,9 +11,10 @@ from pathlib import Path
 from xdp_erm_py import bpf
 from xdp_erm_py.privileges import require_to_change
 
-from . import alternatives, balance, cost, helper, load, table
+from . import alternatives, balance, cost, helper, load, table, zeek
 
-GROUPS = {"cost": cost.run, "balance": balance.run, "alternatives": alternatives.run, "helper": helper.run}
+GROUPS = {"cost": cost.run, "balance": balance.run, "alternatives": alternatives.run, "zeek": zeek.run,
+          "helper": helper.run}
 
 
 def machine() -> str:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from machine import needs_zeek
 
-from bench import alternatives, balance, cost, helper, load, table
-from xdp_erm_py import attachment, bpf, generate
+from bench import alternatives, balance, cost, helper, load, table, zeek
+from xdp_erm_py import attachment, bpf, generate, lab
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 
@@ -110,6 +111,23 @@ def test_vxlan_carries_the_same_frames() -> None:
     assert other.frame[other.headers - (layout.headers - generate.MIRRORED):] == layout.frame[generate.MIRRORED:]
 
 
+# Zeek
+
+@needs_zeek
+@pytest.mark.parametrize("case", zeek.CASES, ids=[case.name for case in zeek.CASES])
+def test_zeek_loses_nothing_of_a_trickle_and_something_of_a_flood(xdp: None, case: zeek.Case) -> None:
+    assert zeek.without_loss(case, (1000, 100_000_000), SECONDS) == pytest.approx(1000, rel=0.5)
+
+
+def test_a_machine_without_zeek_has_lines_that_say_so(xdp: None, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab.zeek, "PLACES", (str(tmp_path),))
+    rows = zeek.run(tmp_path, True)
+    assert [row.name for row in rows] == [case.name for case in zeek.CASES]
+    assert not any(row.values for row in rows)
+    assert all("cannot be measured here" in row.note and "Zeek" in row.note for row in rows)
+
+
 # The helper
 
 
@@ -151,7 +169,8 @@ def test_every_row_is_in_table_and_json(rows: tuple[str, list[dict[str, object]]
     output, found, _ = rows
     names = [str(row["name"]) for row in found]
     assert len(set(names)) == len(names)
-    expected = [*cost.cases(), *(case.name for case in balance.cases()), *alternatives.WAYS, "attach", "publisher, CPU"]
+    expected = [*cost.cases(), *(case.name for case in balance.cases()), *alternatives.WAYS,
+                *(case.name for case in zeek.CASES), "attach", "publisher, CPU"]
     for name in expected:
         assert any(row.startswith(name) for row in names), name
     for row in found:
