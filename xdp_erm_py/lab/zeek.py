@@ -142,7 +142,7 @@ def _zeek() -> str:
         zeek = shutil.which("zeek", path=place)
         if zeek:
             return zeek
-    raise XdpErmError("lab --zeek needs Zeek, which is neither on PATH nor in /opt/zeek")
+    raise XdpErmError("Zeek is neither on PATH nor in /opt/zeek")
 
 
 def _logged_flows(log: Path) -> set[FlowKey]:
