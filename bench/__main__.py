@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from pathlib import Path
@@ -34,13 +35,15 @@ def main() -> None:
     if args.plot:
         from . import plot  # late, as nothing else needs matplotlib; now, as the run takes minutes
     require_to_change()
-    start = time.monotonic()
+    start, busy = time.monotonic(), os.getloadavg()[0]
     with load.programs() as directory:
         rows = [row for name in args.only for row in GROUPS[name](directory, args.quick)]
-    print(f"{machine()}; {time.monotonic() - start:.0f} s{'; quick: no figures to keep' if args.quick else ''}")
+    print(f"{machine()}; {time.monotonic() - start:.0f} s, load before {busy:.1f}"
+          f"{'; quick: no figures to keep' if args.quick else ''}")
     print(table.text(rows))
     if args.json:
-        document = {"machine": machine(), "quick": args.quick, "rows": [row.as_dict() for row in rows]}
+        document = {"machine": machine(), "quick": args.quick, "load_before": busy,
+                    "rows": [row.as_dict() for row in rows]}
         args.json.write_text(json.dumps(document, indent=1) + "\n")
     if args.plot:
         plot.write(args.plot, machine(), rows)

@@ -45,7 +45,8 @@ def _balance(axes: matplotlib.axes.Axes, rows: dict[str, Row]) -> None:
                  color=COLOURS[number % len(COLOURS)])
     labels = [f"{members} member{'s' if members > 1 else ''}\n{demand}".replace(" at ", "\nat ")
               for demand, members in groups]
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], labels)
+    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], labels,
+                    fontsize=8)
     axes.set_title("Packets that reach AF_PACKET members")
     axes.set_ylabel("million packets per second")
     axes.legend()

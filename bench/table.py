@@ -31,10 +31,10 @@ def text(rows: list[Row]) -> str:
     for row in rows:
         if row.group != group:
             group = row.group
-            lines += ["", f"{group:56}{'median':>12}  {'spread':22}"]
+            lines += ["", f"{group:56}{'median':>12}  {'spread':25}"]
         if row.values:
             spread = f"{_number(min(row.values))} .. {_number(max(row.values))}" if len(row.values) > 1 else ""
-            line = f"{row.name:56}{_number(row.median):>12}  {spread:22}{row.unit:14}{row.note}"
+            line = f"{row.name:56}{_number(row.median):>12}  {spread:25}{row.unit:14}{row.note}"
         else:
             line = f"{row.name:56}{'-':>12}  {row.note}"
         lines.append(line.rstrip())
