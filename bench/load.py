@@ -93,6 +93,8 @@ class Reached(NamedTuple):
     """That the generator made."""
     dropped_at_veth: float
     """The receiver's end was full, or took none; up to 256 frames on their way look so."""
+    dropped_at_backlogs: float
+    """The queues of received packets that CPUs have for each other, as by RPS."""
     dropped_at_rings: float
     busy: tuple[float, ...]
     """The part of the time that each CPU was not idle, 0 to 1."""
@@ -104,25 +106,34 @@ class Reached(NamedTuple):
         shares = "/".join(f"{100 * packets / total:.0f}" for packets in self.packets)
         busy = "/".join(f"{100 * part:.0f}" for part in self.busy)
         # Packets on their way when the time began or ended make a difference of some thousand, which is no loss.
-        between = max(0.0, self.offered - self.dropped_at_veth - self.dropped_at_rings - sum(self.packets))
+        named = self.dropped_at_veth + self.dropped_at_backlogs + self.dropped_at_rings
+        elsewhere = max(0.0, self.offered - named - sum(self.packets))
         return (f"offered {self.offered:,.0f}/s, members {shares} %, CPUs {busy} %, dropped at veth "
-                f"{self.dropped_at_veth:,.0f}/s, at rings {self.dropped_at_rings:,.0f}/s, between {between:,.0f}/s")
+                f"{self.dropped_at_veth:,.0f}/s, backlogs {self.dropped_at_backlogs:,.0f}/s, rings "
+                f"{self.dropped_at_rings:,.0f}/s, elsewhere {elsewhere:,.0f}/s")
 
 
 def reached(load: Load, members: Members, seconds: float) -> Reached:
     """Measures for `seconds`, of which the first quarter fills rings and counts for nothing."""
     time.sleep(seconds / 4)
-    cpus_before, made_before, sent_before, before = _cpu_times(), load.made(), load.sent(), members.read()
+    cpus_before, backlogs_before, before = _cpu_times(), _backlog_drops(), members.read()
+    made_before, sent_before = load.made(), load.sent()
     time.sleep(seconds * 3 / 4)
-    cpus, made, sent, after = _cpu_times(), load.made(), load.sent(), members.read()
+    cpus, backlogs, after = _cpu_times(), _backlog_drops(), members.read()
+    made, sent = load.made(), load.sent()
     length = after.seconds - before.seconds
     busy = tuple(1 - (idle - idle_before) / max(1, total - total_before)
                  for (idle_before, total_before), (idle, total) in zip(cpus_before, cpus))
     packets = tuple((now - then) / length for then, now in zip(before.packets, after.packets))
     offered = (made - made_before) / length
     return Reached(packets, (after.wrapped - before.wrapped) / length, offered,
-                   max(0.0, offered - (sent - sent_before) / length), (after.ring_drops - before.ring_drops) / length,
-                   busy)
+                   max(0.0, offered - (sent - sent_before) / length), (backlogs - backlogs_before) / length,
+                   (after.ring_drops - before.ring_drops) / length, busy)
+
+
+def _backlog_drops() -> int:
+    """Of all CPUs and network namespaces."""
+    return sum(int(line.split()[1], 16) for line in Path("/proc/net/softnet_stat").read_text().splitlines())
 
 
 def _cpu_times() -> list[tuple[int, int]]:
