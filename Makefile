@@ -1,7 +1,7 @@
 # make demo   run the lab: a mirroring switch and a sensor in network namespaces of this machine (root)
 # make test   run all tests (root: most of them use XDP)
 # make fuzz   compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
-# make bench  measure what the XDP program costs a packet (root); BENCH="--quick --json FILE"
+# make bench  measure costs, gains and alternatives (root); BENCH="--quick --only cost balance --json FILE --plot FILE"
 # make clean  remove what the other targets made here
 
 PYTHON := /usr/bin/python3
@@ -11,6 +11,8 @@ VENV := .venv
 # registry, so the virtual environment looks at the system's packages too.
 RUNTIME_PACKAGES := python3-bpfcc python3-yaml python3-pyroute2 python3-rich python3-websockets
 TEST_PACKAGES := python3-venv iproute2 ethtool procps util-linux git python3-git python3-semantic-version rsync systemd udev
+# What the benchmark needs besides what runs.
+BENCH_PACKAGES := python3-matplotlib gcc libc6-dev iproute2 ethtool
 
 .PHONY: demo test fuzz bench runtime clean
 
@@ -24,14 +26,15 @@ fuzz: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:/usr/sbin:/usr/bin:/sbin:/bin" PYTHONPATH="$(CURDIR):$(CURDIR)/tests" \
 		$(VENV)/bin/python -m fuzz $(FUZZ)
 
-bench: runtime
+bench:
+	@$(call install,$(RUNTIME_PACKAGES) $(BENCH_PACKAGES))
 	PATH=/usr/sbin:/usr/bin:/sbin:/bin $(PYTHON) -m bench $(BENCH)
 
 runtime:
 	@$(call install,$(RUNTIME_PACKAGES))
 
 $(VENV)/ready: tests/requirements.txt Makefile
-	@$(call install,$(RUNTIME_PACKAGES) $(TEST_PACKAGES))
+	@$(call install,$(RUNTIME_PACKAGES) $(TEST_PACKAGES) $(BENCH_PACKAGES))
 	$(PYTHON) -m venv --system-site-packages $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement tests/requirements.txt
 	touch $@

@@ -1,31 +1,189 @@
-"""`make bench` measures what it says. How long things take is no matter of tests."""
+"""`make bench` measures what it says: counters prove it. How long things take is no matter of tests."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from machine import needs_zeek
 
-from bench.__main__ import Case, cases
+from bench import alternatives, balance, cost, helper, load, table, zeek
+from xdp_erm_py import attachment, bpf, generate, lab
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 
 ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 0.8  # under load
 
 
-@pytest.mark.parametrize("name", [name for name, (statement, *_) in cases().items() if "xdp_erm" in statement])
-def test_each_frame_gets_the_verdict_of_its_row(xdp: None, name: str) -> None:
-    case = Case(*cases()[name])
-    case.nanoseconds(1000)
-    assert case.counted("not_erm" if name.startswith("not ERM") else "decapsulated") == 1000
+@pytest.fixture(scope="module")
+def programs(xdp: None) -> Iterator[Path]:
+    with load.programs() as directory:
+        yield directory
 
 
-def test_the_table_has_every_row(xdp: None, tmp_path: Path) -> None:
-    result = tmp_path / "bench.json"
-    output = subprocess.run([sys.executable, "-m", "bench", "--quick", "--json", result], cwd=ROOT, text=True,
-                            capture_output=True, check=True, timeout=300).stdout
-    measured = json.loads(result.read_text())["nanoseconds"]
-    assert list(measured) == list(cases())
-    assert all(len(values) == 3 and min(values) > 0 for values in measured.values())
-    assert all(f"\n{name} " in output for name in measured)
+# What the XDP program costs
+
+
+@pytest.mark.parametrize("name", cost.cases())
+def test_each_frame_is_counted_as_its_row_says(xdp: None, name: str) -> None:
+    case = cost.cases()[name]
+    with cost.loaded(case) as loaded:
+        loaded.nanoseconds(1000)
+        assert loaded.counted() == dict.fromkeys(case.counters, 1000)
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\x08\x00"], ids=["zeros", "ones", "IPv4"])
+@pytest.mark.parametrize("name", cost.cases())
+def test_what_the_program_reads_and_changes_is_written_anew(xdp: None, name: str, filling: bytes) -> None:
+    """Whatever stands in the frame, its verdict is the same, and what is not written anew stays as it is."""
+    case = cost.cases()[name]
+    garbage = (filling * len(case.frame))[:len(case.frame)]
+    with cost.loaded(case) as loaded:
+        _, left = bpf.test_run(loaded.program, garbage)
+        assert loaded.counted() == dict.fromkeys(case.counters, 1)
+    assert left.endswith(garbage[case.headers:])
+
+
+def test_the_whole_way_ends_in_the_members_ring(programs: Path) -> None:
+    with cost.receiver(programs) as member, cost.loaded(cost.cases()[cost.ON_THE_WAY]) as loaded:
+        loaded.nanoseconds(5000)
+        reading = load.settled(member)
+    assert sum(reading.packets) + reading.ring_drops == 5000
+    assert reading.wrapped == 0
+
+
+# How many packets reach members
+
+
+@pytest.mark.parametrize("arrangement", balance.ARRANGEMENTS)
+def test_members_share_what_is_decapsulated(programs: Path, arrangement: str) -> None:
+    config = balance.ARRANGEMENTS[arrangement]
+    with balance.arranged(config) as cable:
+        found = balance.measure(cable, programs, balance.Case(arrangement, "no work", 2), SECONDS)
+    assert sum(found.packets) > 0
+    if config:
+        assert min(found.packets) > 0 and found.wrapped == 0
+    else:
+        assert min(found.packets) == 0 and found.wrapped == pytest.approx(sum(found.packets))
+
+
+def test_drops_are_told_by_place(programs: Path) -> None:
+    """A member that takes a millisecond for a packet: its ring must overflow. And a veth that takes no frame at all."""
+    layout = generate.layout_of(512, 0, False)
+    with balance.arranged(InterfaceConfig()) as cable, cable.sensor.entered(), \
+            load.Members(programs, SENSOR_INTERFACE, 1, 1_000_000) as members, load.Load(cable, layout) as sending:
+        found = load.reached(sending, members, SECONDS)
+    assert found.dropped_at_rings > found.offered / 2
+    assert found.dropped_at_veth < found.offered / 10
+    with Cable() as cable, cable.sensor.entered(), load.Members(programs, SENSOR_INTERFACE, 1) as members, \
+            load.Load(cable, layout) as sending:
+        found = load.reached(sending, members, SECONDS)
+    assert found.dropped_at_veth == found.offered > 0
+
+
+def test_the_generator_alone_is_measured_where_frames_arrive(xdp: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert balance.generator_alone(10_000) > 0
+    monkeypatch.setattr(balance, "sent", lambda cable: 9_999)
+    with pytest.raises(RuntimeError, match="of 10000 frames"):
+        balance.generator_alone(10_000)
+
+
+# What one would do without it
+
+
+@pytest.mark.parametrize("name", alternatives.WAYS)
+def test_each_way_takes_the_wrapping_off(programs: Path, name: str) -> None:
+    with alternatives.WAYS[name](programs) as (cable, interface, layout), cable.sensor.entered(), \
+            load.Members(programs, interface, 2) as members, load.Load(cable, layout) as sending:
+        found = load.reached(sending, members, SECONDS)
+    assert min(found.packets) > 0
+    assert found.wrapped == 0
+
+
+def test_vxlan_carries_the_same_frames() -> None:
+    layout = generate.layout_of(512, 0, False)
+    other = alternatives.within_vxlan(layout)
+    assert other.frame[other.headers - (layout.headers - generate.MIRRORED):] == layout.frame[generate.MIRRORED:]
+
+
+# Zeek
+
+@needs_zeek
+@pytest.mark.parametrize("case", zeek.CASES, ids=[case.name for case in zeek.CASES])
+def test_zeek_loses_nothing_of_a_trickle_and_something_of_a_flood(xdp: None, case: zeek.Case) -> None:
+    assert zeek.without_loss(case, (1000, 5_000_000), SECONDS) == pytest.approx(1000, rel=0.5)
+
+
+def test_a_machine_without_zeek_has_lines_that_say_so(xdp: None, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab.zeek, "PLACES", (str(tmp_path),))
+    rows = zeek.run(tmp_path, True)
+    assert [row.name for row in rows] == [case.name for case in zeek.CASES]
+    assert not any(row.values for row in rows)
+    assert all("cannot be measured here" in row.note and "Zeek" in row.note for row in rows)
+
+
+# The helper
+
+
+def test_swaps_lose_nothing(programs: Path) -> None:
+    took, lost, wrapped = helper.swapping(programs, 3)
+    assert len(took.values) == 3
+    assert lost.values == [0] and wrapped.values == [0]
+
+
+def test_an_interruption_would_be_seen(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel allows no swap between modes."""
+    monkeypatch.setattr(helper, "CONFIGS", (InterfaceConfig(mode="generic"), InterfaceConfig(mode="native")))
+    _, lost, _ = helper.swapping(programs, 4)
+    assert lost.values[0] > 0
+
+
+def test_all_maps_have_a_size(xdp: None) -> None:
+    sizes = {row.name: row.values[0] for row in helper.memory()}
+    assert all(size > 0 for size in sizes.values())
+    assert {"program, jited", "program, translated", "map counters", "map sessions",
+            f"map {attachment.STATE_MAP}"} <= sizes.keys()
+
+
+# All of it
+
+
+@pytest.fixture(scope="module")
+def rows(xdp: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, object]], Path]:
+    """A quick run: what it prints, the JSON, and the picture."""
+    pytest.importorskip("matplotlib")
+    directory = tmp_path_factory.mktemp("bench")
+    result, picture = directory / "bench.json", directory / "bench.png"
+    output = subprocess.run([sys.executable, "-m", "bench", "--quick", "--json", result, "--plot", picture], cwd=ROOT,
+                            text=True, capture_output=True, check=True, timeout=600).stdout
+    return output, json.loads(result.read_text())["rows"], picture
+
+
+def test_every_row_is_in_table_and_json(rows: tuple[str, list[dict[str, object]], Path]) -> None:
+    output, found, _ = rows
+    names = [str(row["name"]) for row in found]
+    assert len(set(names)) == len(names)
+    expected = [*cost.cases(), *(case.name for case in balance.cases()), *alternatives.WAYS,
+                *(case.name for case in zeek.CASES), "attach", "publisher, CPU"]
+    for name in expected:
+        assert any(row.startswith(name) for row in names), name
+    for row in found:
+        assert f"\n{row['name']} " in output
+        assert row["values"] or row["note"]
+
+
+def test_the_picture_is_a_png(rows: tuple[str, list[dict[str, object]], Path]) -> None:
+    assert rows[2].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_what_cannot_be_measured_stays_a_line() -> None:
+    rows = [table.Row("group", "one", "ns", [3, 1, 2]), table.Row("group", "other", "ns", note="not here")]
+    assert table.text(rows).splitlines()[1].split() == ["one", "2.0", "1.0", "..", "3.0", "ns"]
+    assert table.text(rows).splitlines()[2].split() == ["other", "-", "not", "here"]
+    assert rows[1].as_dict()["median"] is None

@@ -111,7 +111,7 @@ class Compiled:
         for name, addresses in (("sources", config.sources), ("targets", config.targets)):
             if addresses:
                 names.append(name)
-                _fill(self._module[name.encode()].map_fd, addresses)
+                fill(self._module[name.encode()].map_fd, addresses)
         if config.sessions:
             names += ["own_sessions", "sessions"]
         self.maps: dict[str, int] = {name: self._module[name.encode()].map_fd for name in names}
@@ -147,7 +147,7 @@ def _copy(source: Any, directory: Path) -> None:
             (directory / entry.name).write_bytes(entry.read_bytes())
 
 
-def _fill(fd: int, addresses: tuple[str, ...]) -> None:
+def fill(fd: int, addresses: tuple[str, ...]) -> None:
     """Puts prefixes into an allow list: the length in bits, then the address in network byte order."""
     for address in addresses:
         network = ipaddress.IPv4Network(address)

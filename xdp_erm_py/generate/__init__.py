@@ -7,11 +7,12 @@ only if that has an XDP program or GRO; the kernel drops them otherwise.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pyroute2 import IPRoute
@@ -95,14 +96,8 @@ def layout_of(size: int, vlan: int, ipv6: bool) -> Layout:
 
 def _generate(ifindex: int, layout: Layout, args: argparse.Namespace, packets: int | None) -> tuple[int, float]:
     """Sends `packets`, or for as long as asked; how many were handed to the interface, and in how many seconds."""
-    defines = {"IFINDEX": ifindex, "FLOWS": args.flows, "SESSIONS": args.sessions, "HEADERS": layout.headers,
-               "SESSION": OUTER_SOURCE_PORT, "FLOW": layout.flow, "CHECKSUM": layout.checksum}
-    module = compiler.module(compiler.source(SOURCE), [f"-DGENERATE_{name}={value}" for name, value in defines.items()])
     try:
-        generator = struct.pack(f"=Q{layout.headers}s", 0, layout.frame)
-        generator = generator.ljust(-(-len(generator) // 8) * 8, b"\0")  # as C pads it
-        bpf.update(module[b"generator"].map_fd, bytes(4), generator)
-        with attachment.descriptor(bpf.load_xdp(PROGRAM, *compiler.function(module, PROGRAM))) as program:
+        with loaded(ifindex, layout, args.flows, args.sessions) as program:
             handed, start = 0, time.monotonic()
             chunk = min(CHUNK, max(1, args.rate // TICKS)) if args.rate else CHUNK
             while handed < packets if packets else time.monotonic() - start < args.seconds:
@@ -115,6 +110,20 @@ def _generate(ifindex: int, layout: Layout, args: argparse.Namespace, packets: i
     except OSError as error:
         raise XdpErmError(f"{args.interface}: the kernel does not run the generator: {error.strerror} "
                           "(live frames need Linux 5.18)") from None
+
+
+@contextlib.contextmanager
+def loaded(ifindex: int, layout: Layout, flows: int, sessions: int) -> Iterator[int]:
+    """The generator's descriptor: a test run of it with live frames sends as many. OSError: the kernel refuses it."""
+    defines = {"IFINDEX": ifindex, "FLOWS": flows, "SESSIONS": sessions, "HEADERS": layout.headers,
+               "SESSION": OUTER_SOURCE_PORT, "FLOW": layout.flow, "CHECKSUM": layout.checksum}
+    module = compiler.module(compiler.source(SOURCE), [f"-DGENERATE_{name}={value}" for name, value in defines.items()])
+    try:
+        generator = struct.pack(f"=Q{layout.headers}s", 0, layout.frame)
+        generator = generator.ljust(-(-len(generator) // 8) * 8, b"\0")  # as C pads it
+        bpf.update(module[b"generator"].map_fd, bytes(4), generator)
+        with attachment.descriptor(bpf.load_xdp(PROGRAM, *compiler.function(module, PROGRAM))) as program:
+            yield program
     finally:
         module.cleanup()
 

@@ -43,9 +43,12 @@ event zeek_init() { schedule 100msec { progress() }; }
 
 
 class ZeekWorkers:
-    """`count` Zeeks in one fanout group on the sensor's interface; to be used like FanoutWorkers."""
+    """`count` Zeeks in one fanout group on the sensor's interface; to be used like FanoutWorkers.
 
-    def __init__(self, cable: Cable, count: int) -> None:
+    `scripts` are more of what each of them loads.
+    """
+
+    def __init__(self, cable: Cable, count: int, scripts: Sequence[str] = ()) -> None:
         self.result = Result([0] * count, identical=None)
         self._flows: set[FlowKey] = set()
         zeek = _zeek()
@@ -59,7 +62,8 @@ class ZeekWorkers:
                 (worker / "lab.zeek").write_text(SCRIPT)
                 with cable.sensor.entered(), (worker / "output").open("wb") as output:
                     self._processes.append(subprocess.Popen(
-                        [zeek, "-i", f"af_packet::{SENSOR_INTERFACE}", "lab.zeek", f"AF_Packet::fanout_id={FANOUT_ID}"],
+                        [zeek, "-i", f"af_packet::{SENSOR_INTERFACE}", "lab.zeek", *scripts,
+                         f"AF_Packet::fanout_id={FANOUT_ID}"],
                         cwd=worker, stdin=subprocess.DEVNULL, stdout=output, stderr=output))
             self._wait_until_started()
             self._stack = stack.pop_all()
@@ -81,10 +85,15 @@ class ZeekWorkers:
         time.sleep(0.01)
         return True
 
+    def progress(self) -> tuple[int, int]:
+        """Packets that all workers together have taken in, and those that the kernel dropped; too few at times."""
+        received, dropped = zip(*map(self._progress, self._directories))
+        return sum(received), sum(dropped)
+
     def finish(self) -> Result:
         """Wait until the workers have it all, end them, and read their conn.log."""
         last, deadline = -1, time.monotonic() + SILENCE_TIMEOUT
-        while (received := sum(self._progress(worker)[0] for worker in self._directories)) < self.result.sent:
+        while (received := self.progress()[0]) < self.result.sent:
             if received != last:
                 last, deadline = received, time.monotonic() + SILENCE_TIMEOUT
             if time.monotonic() > deadline:
@@ -133,7 +142,7 @@ def _zeek() -> str:
         zeek = shutil.which("zeek", path=place)
         if zeek:
             return zeek
-    raise XdpErmError("lab --zeek needs Zeek, which is neither on PATH nor in /opt/zeek")
+    raise XdpErmError("Zeek is neither on PATH nor in /opt/zeek")
 
 
 def _logged_flows(log: Path) -> set[FlowKey]:

@@ -1,0 +1,120 @@
+"""Packets per second that reach AF_PACKET members, by arrangement, number of members and what a packet costs them.
+
+The generator sends as many packets as its CPU makes. A veth's receiver runs on the CPU that sends: what is measured on
+one CPU is the generator and the receiving together, so that the generator alone stands in the table as well. A NIC in
+its place would cost that CPU less, and all arrangements that CPU has the work in would reach more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from xdp_erm_py import attachment, bpf, compiler, generate
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
+from xdp_erm_py.links import Links
+
+from .load import FLOWS, Load, Members, Reached, let_in_without_xdp, reached, sent
+from .table import Row
+
+GROUP = "Packets that reach members"
+MEMBERS = (1, 2, 4)
+
+class Demand(NamedTuple):
+    """What a packet costs a member, and how many are sent."""
+
+    work: int
+    """Nanoseconds."""
+    rate: int | None
+    """Packets per second; None: as many as the generator makes."""
+
+
+# Members that only count show what the kernel's part takes. Those that work, as Zeek does, show what balancing gains:
+# there the generator must leave its CPU to them for most of the time, which a sensor's NIC does by itself.
+DEMANDS = {"no work": Demand(0, None), "5 µs at 250,000/s": Demand(5000, 250_000)}
+SIZE = 512  # bytes of the mirrored frame
+
+ARRANGEMENTS: dict[str, InterfaceConfig | None] = {
+    "no XDP": None,
+    "xdp-erm none": InterfaceConfig(),
+}
+
+DROP = b"int drop_all(struct xdp_md *ctx) { return XDP_DROP; }"
+
+
+class Case(NamedTuple):
+    arrangement: str
+    demand: str
+    members: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arrangement}, {self.demand}, {self.members} member{'s' if self.members > 1 else ''}"
+
+
+def cases() -> list[Case]:
+    return [Case(arrangement, demand, members)
+            for demand in DEMANDS for arrangement in ARRANGEMENTS for members in MEMBERS]
+
+
+@contextlib.contextmanager
+def arranged(config: InterfaceConfig | None) -> Iterator[Cable]:
+    """A cable whose sensor's end is ready for the load: xdp-erm attached, or nothing."""
+    with Cable() as cable:
+        with cable.sensor.entered():
+            if config:
+                attachment.attach(SENSOR_INTERFACE, config)
+            else:
+                let_in_without_xdp()
+        cable.wait_for_carrier()
+        yield cable
+
+
+def measure(cable: Cable, directory: Path, case: Case, seconds: float) -> Reached:
+    layout, demand = generate.layout_of(SIZE, 2011, False), DEMANDS[case.demand]
+    with cable.sensor.entered(), Members(directory, SENSOR_INTERFACE, case.members, demand.work) as members, \
+            Load(cable, layout, demand.rate) as load:
+        return reached(load, members, seconds)
+
+
+def generator_alone(count: int) -> float:
+    """Packets per second that the generator makes for a receiver that drops them at once."""
+    layout = generate.layout_of(SIZE, 2011, False)
+    module = compiler.module(DROP, [])
+    try:
+        with Cable() as cable, attachment.descriptor(bpf.load_xdp("drop", *compiler.function(module, "drop_all"))) \
+                as program:
+            with cable.sensor.entered(), Links() as links:
+                links.attach(links.find(SENSOR_INTERFACE), program, "native")
+            cable.wait_for_carrier()
+            with cable.switch.entered(), Links() as links, \
+                    generate.loaded(links.find(SWITCH_INTERFACE).index, layout, FLOWS, 1) as generator:
+                nanoseconds = bpf.run_live(generator, layout.frame, count)
+            if sent(cable) < count:
+                raise RuntimeError(f"of {count} frames of the generator the receiver has seen {sent(cable)}")
+            return 1e9 / nanoseconds
+    finally:
+        module.cleanup()
+
+
+def run(directory: Path, quick: bool) -> list[Row]:
+    rounds, seconds = (1, 0.4) if quick else (5, 1.6)
+    alone: list[float] = []
+    found: dict[Case, list[Reached]] = {case: [] for case in cases()}
+    with contextlib.ExitStack() as stack:
+        cables = {name: stack.enter_context(arranged(config)) for name, config in ARRANGEMENTS.items()}
+        for _ in range(rounds):
+            alone.append(generator_alone(20_000 if quick else 1_000_000))
+            for case, results in found.items():
+                results.append(measure(cables[case.arrangement], directory, case, seconds))
+    rows = [Row(GROUP, "the generator alone", "packets/s", alone, "the receiver drops at once, same CPU")]
+    for case, results in found.items():
+        values = [sum(result.packets) for result in results]
+        rows.append(Row(GROUP, case.name, "packets/s", values, results[-1].note))
+        rows.append(Row(GROUP, f"{case.name}, per CPU", "packets/s",
+                        [value / sum(result.busy) for value, result in zip(values, results)]))
+    return rows
+

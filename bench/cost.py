@@ -1,0 +1,186 @@
+"""What the XDP program costs a packet, over a program that does nothing, in interleaved rounds.
+
+A harness around the program's own source writes each live frame's headers anew, calls the program and drops the frame,
+so that nothing but the program is in the difference. The no-op differs in not calling it. To compare with, the same
+frames go all the way to an AF_PACKET member's ring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from xdp_erm_py import bpf, compiler, generate, isolation, shared
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.lab.namespace import Namespace
+from xdp_erm_py.lab.traffic import encapsulate
+from xdp_erm_py.links import Links
+
+from .load import Members
+from .table import Row
+
+GROUP = "XDP program"
+HEADERS = 96  # bytes written anew, in whole words: all that the program reads or changes
+NESTED_HEADERS = 208  # two more wrappings
+NO_OP, NESTED_NO_OP, DEFAULT, ON_THE_WAY = "no-op", "no-op for nested", "as by default (and isolation)", "the whole way"
+HARNESS = """
+struct headers {
+	u64 words[%(words)d];
+};
+BPF_ARRAY(original, struct headers, 1);
+int bench(struct xdp_md *ctx)
+{
+	struct headers *data = (void *)(long)ctx->data;
+	u32 zero = 0;
+	struct headers *headers = original.lookup(&zero);
+
+	if (!headers || (void *)(data + 1) > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	/* In words: a processor stalls where bytes just written one by one are read together. */
+	*data = *headers;
+	%(statement)s
+	return %(end)s;
+}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is run on what, and what it must count for each packet."""
+
+    statement: str
+    frame: bytes
+    config: InterfaceConfig
+    counters: tuple[str, ...] = ("decapsulated",)
+    headers: int = HEADERS
+    end: str = "XDP_DROP"
+
+
+def cases() -> dict[str, Case]:
+    quiet = InterfaceConfig(sessions=False, isolate=False, vlan="strip")
+    restore = dataclasses.replace(quiet, vlan="restore")
+    call = "xdp_erm(ctx);"
+    layout = generate.layout_of(512, 2011, False)
+    frame, mirrored = layout.frame, layout.frame[generate.MIRRORED:]
+
+    def changed(at: int, value: bytes) -> bytes:
+        return frame[:at] + value + frame[at + len(value):]
+
+    def size(length: int) -> bytes:
+        return generate.layout_of(length, 2011, False).frame
+
+    nested = frame
+    found = {
+        NO_OP: Case("", frame, quiet, ()),
+        "bare 54-byte strip": Case("bpf_xdp_adjust_head(ctx, 54);", frame, quiet, ()),
+        "strip": Case(call, frame, quiet),
+        "strip + VLAN": Case(call, frame, restore),
+        "strip + isolation": Case(call, frame, dataclasses.replace(quiet, isolate=True)),
+        "strip + sessions": Case(call, frame, dataclasses.replace(quiet, sessions=True)),
+        "strip + sources": Case(call, frame, dataclasses.replace(quiet, sources=("198.51.100.0/24",))),
+        "strip + targets": Case(call, frame, dataclasses.replace(quiet, targets=("192.0.2.1",))),
+        "strip + VLAN + sessions": Case(call, frame, dataclasses.replace(restore, sessions=True)),
+        DEFAULT: Case(call, frame, InterfaceConfig()),
+        "strip, 64 bytes": Case(call, size(64), quiet),
+        "strip, 1514 bytes": Case(call, size(1514), quiet),
+        "strip, IPv6": Case(call, generate.layout_of(512, 2011, True).frame, quiet),
+        "strip, cut by the session": Case(call, encapsulate(mirrored[:200], 2011, True, generate.SWITCH), quiet,
+                                          ("decapsulated", "inner_truncated")),
+        "not ERM: ARP": Case(call, changed(12, b"\x08\x06"), quiet, ("not_erm",)),
+        "not ERM: TCP": Case(call, changed(23, b"\x06"), quiet, ("not_erm",)),
+        "not ERM: other UDP": Case(call, changed(36, b"\0\x35"), quiet, ("not_erm",)),
+        "fragment": Case(call, changed(20, b"\x20\0"), quiet, ("fragment",)),
+        "truncated": Case(call, frame[:-10], quiet, ("truncated",)),
+        "malformed": Case(call, changed(38, b"\0\x07"), quiet, ("malformed",)),
+        "foreign source": Case(call, frame, dataclasses.replace(quiet, sources=("203.0.113.0/24",)),
+                               ("foreign_source",)),
+        "foreign target": Case(call, frame, dataclasses.replace(quiet, targets=("203.0.113.1",)), ("foreign_target",)),
+        NESTED_NO_OP: Case("", frame, quiet, (), NESTED_HEADERS),
+    }
+    for levels in (2, 3):
+        nested = encapsulate(nested, 2011, True, generate.SWITCH)
+        found[f"nested, {levels} levels"] = Case(call, nested, quiet, ("decapsulated", "nested"), NESTED_HEADERS)
+    found[ON_THE_WAY] = Case(call, frame, InterfaceConfig(), end="XDP_PASS")
+    return found
+
+
+class Loaded:
+    """A case in the kernel."""
+
+    def __init__(self, case: Case) -> None:
+        source = compiler.source(compiler.SOURCE).decode()
+        source = source.replace(f"int {compiler.PROGRAM}(", f"static __always_inline int {compiler.PROGRAM}(")
+        source += HARNESS % {"words": case.headers // 8, "statement": case.statement, "end": case.end}
+        self._module = compiler.module(source.encode(), compiler.flags(case.config))
+        for name, addresses in (("sources", case.config.sources), ("targets", case.config.targets)):
+            if addresses:
+                compiler.fill(self._module[name.encode()].map_fd, addresses)
+        bpf.update(self._module[b"original"].map_fd, bytes(4), case.frame[:case.headers])
+        self.program = bpf.load_xdp("bench", *compiler.function(self._module, "bench"))
+        self._frame = case.frame
+
+    def close(self) -> None:
+        os.close(self.program)
+        self._module.cleanup()
+
+    def nanoseconds(self, count: int) -> int:
+        return bpf.run_live(self.program, self._frame, count)
+
+    def counted(self) -> dict[str, int]:
+        """Packets by counter, without those that are zero."""
+        found = {}
+        with bpf.Map(os.dup(self._module[b"counters"].map_fd)) as counters:
+            for index, name in enumerate(shared.COUNTERS):
+                values = counters.lookup(struct.pack("=I", index)) or []
+                found[name] = sum(int(struct.unpack_from("=Q", value)[0]) for value in values)
+        return {name: packets for name, packets in found.items() if packets}
+
+
+@contextlib.contextmanager
+def loaded(case: Case) -> Iterator[Loaded]:
+    with contextlib.closing(Loaded(case)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def receiver(directory: Path) -> Iterator[Members]:
+    """A member on the loopback interface of a namespace that the block is in: there passed live frames come in."""
+    with contextlib.ExitStack() as stack:
+        namespace = Namespace()
+        stack.callback(namespace.close)
+        stack.enter_context(namespace.entered())
+        with IPRoute() as route:
+            route.link("set", index=1, state="up")
+        with Links() as links:
+            isolation.isolate(links.find("lo"))
+        yield stack.enter_context(Members(directory, "lo", 1))
+
+
+def run(directory: Path, quick: bool) -> list[Row]:
+    rounds, count = (2, 20_000) if quick else (9, 400_000)
+    measured: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        made = {name: stack.enter_context(loaded(case)) for name, case in cases().items()}
+        for _ in range(rounds):
+            for name, case in made.items():
+                with receiver(directory) if name == ON_THE_WAY else contextlib.nullcontext():
+                    measured.setdefault(name, []).append(case.nanoseconds(count))
+    rows = []
+    for name, values in measured.items():
+        if name in (NO_OP, NESTED_NO_OP):
+            rows.append(Row(GROUP, name, "ns", values, "a live frame that is dropped"))
+        elif name == ON_THE_WAY:
+            rows.append(Row(GROUP, f"{name} to a member's ring", "ns", values, "as by default, no driver's work"))
+        else:
+            noop = measured[NO_OP if cases()[name].headers == HEADERS else NESTED_NO_OP]
+            rows.append(Row(GROUP, name, "ns over no-op", [value - least for value, least in zip(values, noop)]))
+    default = next(row for row in rows if row.name == DEFAULT)
+    share = [100 * cost / way for cost, way in zip(default.values, measured[ON_THE_WAY])]
+    rows.append(Row(GROUP, "the program's share of the way", "%", share))
+    return rows

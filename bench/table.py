@@ -1,0 +1,45 @@
+"""What was measured: a row for each thing, with a value for each round."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any
+
+
+@dataclasses.dataclass
+class Row:
+    group: str
+    name: str
+    unit: str
+    values: list[float] = dataclasses.field(default_factory=list)
+    """One for each round; none where it cannot be measured here, which the note explains."""
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "median": self.median if self.values else None}
+
+
+def text(rows: list[Row]) -> str:
+    """All rows as one table: median, smallest and largest value of the rounds."""
+    lines = []
+    group = None
+    for row in rows:
+        if row.group != group:
+            group = row.group
+            lines += ["", f"{group:56}{'median':>12}  {'spread':25}"]
+        if row.values:
+            spread = f"{_number(min(row.values))} .. {_number(max(row.values))}" if len(row.values) > 1 else ""
+            line = f"{row.name:56}{_number(row.median):>12}  {spread:25}{row.unit:14}{row.note}"
+        else:
+            line = f"{row.name:56}{'-':>12}  {row.note}"
+        lines.append(line.rstrip())
+    return "\n".join(lines[1:])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.3g}"
