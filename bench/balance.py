@@ -40,6 +40,8 @@ SIZE = 512  # bytes of the mirrored frame
 ARRANGEMENTS: dict[str, InterfaceConfig | None] = {
     "no XDP": None,
     "xdp-erm none": InterfaceConfig(),
+    "xdp-erm rps": InterfaceConfig(spread="rps"),
+    "xdp-erm cpumap": InterfaceConfig(spread="cpumap"),
 }
 
 DROP = b"int drop_all(struct xdp_md *ctx) { return XDP_DROP; }"

@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 from pyroute2 import IPRoute
 
-from xdp_erm_py import bpf, generate
+from xdp_erm_py import bpf, generate, stats
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
 
 FLOWS = 2000
@@ -95,6 +95,8 @@ class Reached(NamedTuple):
     """The receiver's end was full, or took none; up to 256 frames on their way look so."""
     dropped_at_backlogs: float
     """The queues of received packets that CPUs have for each other, as by RPS."""
+    dropped_at_queues: float
+    """Those that XDP has for other CPUs, as by cpumap."""
     dropped_at_rings: float
     busy: tuple[float, ...]
     """The part of the time that each CPU was not idle, 0 to 1."""
@@ -106,20 +108,20 @@ class Reached(NamedTuple):
         shares = "/".join(f"{100 * packets / total:.0f}" for packets in self.packets)
         busy = "/".join(f"{100 * part:.0f}" for part in self.busy)
         # Packets on their way when the time began or ended make a difference of some thousand, which is no loss.
-        named = self.dropped_at_veth + self.dropped_at_backlogs + self.dropped_at_rings
+        named = self.dropped_at_veth + self.dropped_at_backlogs + self.dropped_at_queues + self.dropped_at_rings
         elsewhere = max(0.0, self.offered - named - sum(self.packets))
         return (f"offered {self.offered:,.0f}/s, members {shares} %, CPUs {busy} %, dropped at veth "
-                f"{self.dropped_at_veth:,.0f}/s, backlogs {self.dropped_at_backlogs:,.0f}/s, rings "
-                f"{self.dropped_at_rings:,.0f}/s, elsewhere {elsewhere:,.0f}/s")
+                f"{self.dropped_at_veth:,.0f}/s, backlogs {self.dropped_at_backlogs:,.0f}/s, queues "
+                f"{self.dropped_at_queues:,.0f}/s, rings {self.dropped_at_rings:,.0f}/s, elsewhere {elsewhere:,.0f}/s")
 
 
 def reached(load: Load, members: Members, seconds: float) -> Reached:
     """Measures for `seconds`, of which the first quarter fills rings and counts for nothing."""
     time.sleep(seconds / 4)
-    cpus_before, backlogs_before, before = _cpu_times(), _backlog_drops(), members.read()
+    cpus_before, backlogs_before, queues_before, before = _cpu_times(), _backlog_drops(), _queue_drops(), members.read()
     made_before, sent_before = load.made(), load.sent()
     time.sleep(seconds * 3 / 4)
-    cpus, backlogs, after = _cpu_times(), _backlog_drops(), members.read()
+    cpus, backlogs, queues, after = _cpu_times(), _backlog_drops(), _queue_drops(), members.read()
     made, sent = load.made(), load.sent()
     length = after.seconds - before.seconds
     busy = tuple(1 - (idle - idle_before) / max(1, total - total_before)
@@ -128,12 +130,17 @@ def reached(load: Load, members: Members, seconds: float) -> Reached:
     offered = (made - made_before) / length
     return Reached(packets, (after.wrapped - before.wrapped) / length, offered,
                    max(0.0, offered - (sent - sent_before) / length), (backlogs - backlogs_before) / length,
-                   (after.ring_drops - before.ring_drops) / length, busy)
+                   (queues - queues_before) / length, (after.ring_drops - before.ring_drops) / length, busy)
 
 
 def _backlog_drops() -> int:
     """Of all CPUs and network namespaces."""
     return sum(int(line.split()[1], 16) for line in Path("/proc/net/softnet_stat").read_text().splitlines())
+
+
+def _queue_drops() -> int:
+    """Of the interfaces of this network namespace."""
+    return sum(cpu["dropped"] for interface in stats.snapshot() for cpu in interface["cpus"].values())
 
 
 def _cpu_times() -> list[tuple[int, int]]:

@@ -10,7 +10,11 @@
 #define ETHERTYPE_IPV6 0x86dd
 #define ETHERTYPE_8021Q 0x8100
 #define ETHERTYPE_8021AD 0x88a8
+#define PROTOCOL_ICMP 1
+#define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
+#define PROTOCOL_FRAGMENT 44
+#define PROTOCOL_ICMPV6 58
 
 #define MAX_VLAN_TAGS 2
 
@@ -46,8 +50,28 @@ struct ipv6 {
 	__be16 payload_length;
 	u8 next_header;
 	u8 hop_limit;
-	u8 source[16];
-	u8 destination[16];
+	__be32 source[4];
+	__be32 destination[4];
+};
+
+struct ipv6_fragment {
+	u8 next_header;
+	u8 unused[7];
+};
+
+struct icmp {
+	u8 type;
+	u8 unused[7];
+};
+
+/* Destination unreachable, source quench, redirect, time exceeded, parameter problem. */
+#define ICMP_IS_ERROR(type) ((type) >= 3 && (type) <= 12 && (1 << (type) & 0x1838))
+#define ICMPV6_FIRST_INFORMATIONAL 128
+
+/* TCP and UDP begin with them. */
+struct ports {
+	__be16 source;
+	__be16 destination;
 };
 
 struct udp {

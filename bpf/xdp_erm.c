@@ -11,6 +11,10 @@
  *	ERM_SOURCES, ERM_TARGETS	entries in the allow lists; undefined where there is none
  *	ERM_SESSIONS		defined where sessions are counted
  *	ERM_ISOLATE		defined where decapsulated frames are marked, for bpf/isolate.c to keep them out of the host
+ *	ERM_LANES		CPUs that decapsulated frames are spread over; undefined where they stay on the one they came to
+ *	ERM_CPUS		CPUs that the machine can have, where ERM_LANES is defined
+ *	ERM_SPREAD_PORTS	defined where ports count in that
+ *	ERM_FRAGS		defined where a frame may be longer than the memory in one piece that it begins in
  */
 #define BPF_LICENSE Dual BSD/GPL
 
@@ -69,6 +73,22 @@ BPF_LPM_TRIE(sources, struct prefix, u8, ERM_SOURCES);
 #endif
 #ifdef ERM_TARGETS
 BPF_LPM_TRIE(targets, struct prefix, u8, ERM_TARGETS);
+#endif
+
+#ifdef ERM_LANES
+/* The queues of frames to other CPUs, by CPU number. What arrives there, bpf/arrive.c counts. */
+struct cpu {
+	u32 queue_size;		/* frames */
+	int program;		/* that runs there; a file descriptor when written, an id when read */
+};
+
+BPF_XDP_REDIRECT_MAP("cpumap", struct cpu, cpus, ERM_CPUS);
+
+/* The CPUs that take part. */
+BPF_ARRAY(lanes, u32, ERM_LANES);
+
+/* Frames handed to each CPU, by CPU number. */
+BPF_PERCPU_ARRAY(steered, u64, ERM_CPUS);
 #endif
 
 /*
@@ -287,21 +307,165 @@ static __always_inline void write_mark(struct xdp_md *ctx)
 }
 #endif
 
+/* Bytes of the whole frame. */
+static __always_inline long frame_length(struct xdp_md *ctx)
+{
+#ifdef ERM_FRAGS
+	return bpf_xdp_get_buff_len((void *)ctx);
+#else
+	return (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+#endif
+}
+
+/* Cuts bytes off the frame's end. 0, or not: they are still there. */
+static __always_inline int cut(struct xdp_md *ctx, long bytes)
+{
+	if (!bytes)
+		return 0;
+	/* veth gives a frame in several pieces its old length again, with bytes of nobody's in its middle. */
+	if (frame_length(ctx) > (void *)(long)ctx->data_end - (void *)(long)ctx->data)
+		return -1;
+	return bpf_xdp_adjust_tail(ctx, -bytes);
+}
+
+#ifdef ERM_LANES
+/* What the packets of one conversation have in common, in both directions. */
+struct flow {
+	u64 source;
+	u64 destination;
+	u8 protocol;
+	bool fragment;
+};
+
+/* Takes the IP headers. false: no IP, or not whole. */
+static __always_inline bool take_flow(struct cursor *packet, int ethertype, struct flow *flow)
+{
+	if (ethertype == ETHERTYPE_IPV4) {
+		struct ipv4 *ip = take(packet, sizeof(*ip));
+
+		if (!ip)
+			return false;
+		flow->source = ip->source;
+		flow->destination = ip->destination;
+		flow->protocol = ip->protocol;
+		flow->fragment = ip->fragment & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET);
+		packet->next = (void *)ip + (ip->version_ihl & 0xf) * 4;
+		return true;
+	}
+	if (ethertype == ETHERTYPE_IPV6) {
+		struct ipv6 *ip = take(packet, sizeof(*ip));
+		struct ipv6_fragment *fragment;
+
+		if (!ip)
+			return false;
+		flow->source = (u64)(ip->source[0] ^ ip->source[2]) << 32 | (ip->source[1] ^ ip->source[3]);
+		flow->destination = (u64)(ip->destination[0] ^ ip->destination[2]) << 32 |
+				    (ip->destination[1] ^ ip->destination[3]);
+		flow->protocol = ip->next_header;
+		flow->fragment = flow->protocol == PROTOCOL_FRAGMENT;
+		if (!flow->fragment)
+			return true;
+		fragment = take(packet, sizeof(*fragment));
+		if (fragment)
+			flow->protocol = fragment->next_header;
+		return true;
+	}
+	return false;
+}
+
+/* Whether the packet is an ICMP error, which quotes the packet that it is about. The cursor stands on the quote then. */
+static __always_inline bool take_icmp_error(struct cursor *packet, struct flow *flow)
+{
+	struct icmp *icmp;
+
+	if (flow->fragment || (flow->protocol != PROTOCOL_ICMP && flow->protocol != PROTOCOL_ICMPV6))
+		return false;
+	icmp = take(packet, sizeof(*icmp));
+	if (!icmp)
+		return false;
+	if (flow->protocol == PROTOCOL_ICMPV6)
+		return icmp->type < ICMPV6_FIRST_INFORMATIONAL;
+	return ICMP_IS_ERROR(icmp->type);
+}
+
+/*
+ * The same for all packets of a pair of addresses (and ports) and a protocol, in both directions, with their fragments and
+ * the ICMP errors about them; 0 for what is no IP. That the order of a conversation is kept depends on it.
+ */
+static __always_inline u32 flow_hash(struct cursor packet, int ethertype)
+{
+	struct flow flow, quoted;
+	u64 low, high, hash;
+
+	if (!take_flow(&packet, ethertype, &flow))
+		return 0;
+	if (take_icmp_error(&packet, &flow)) {
+		if (!take_flow(&packet, ethertype, &quoted))
+			return 0;
+		flow = quoted;
+	}
+#ifdef ERM_SPREAD_PORTS
+	if (!flow.fragment && (flow.protocol == PROTOCOL_TCP || flow.protocol == PROTOCOL_UDP)) {
+		struct ports *ports = take(&packet, sizeof(*ports));
+
+		if (ports) {
+			flow.source ^= (u64)ports->source << 48;
+			flow.destination ^= (u64)ports->destination << 48;
+		}
+	}
+#endif
+	low = flow.source < flow.destination ? flow.source : flow.destination;
+	high = flow.source < flow.destination ? flow.destination : flow.source;
+	/* Multiplications by 2^64 / golden ratio carry each bit upwards, shifts bring them down again. */
+	hash = low * 0x9e3779b97f4a7c15ULL;
+	hash = (hash ^ hash >> 32) + high + flow.protocol;
+	hash *= 0x9e3779b97f4a7c15ULL;
+	hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL;
+	return hash >> 32;
+}
+
+/* Hands the frame to the CPU of its flow. Where that cannot be, it goes on here. */
+static __always_inline int steer(u32 hash)
+{
+	u32 index = (u64)hash * ERM_LANES >> 32, *cpu = lanes.lookup(&index);
+	u64 *frames = cpu ? steered.lookup(cpu) : NULL;
+	int action;
+
+	if (!frames)
+		return XDP_PASS;
+	action = cpus.redirect_map(*cpu, XDP_PASS);
+	if (action == XDP_REDIRECT)
+		++*frames;
+	return action;
+}
+#else
+static __always_inline u32 flow_hash(struct cursor packet, int ethertype)
+{
+	return 0;
+}
+
+static __always_inline int steer(u32 hash)
+{
+	return XDP_PASS;
+}
+#endif
+
 /* Everything that is to be known of one packet when it is counted. */
 struct outcome {
 	enum verdict verdict;
 	/* Of what is decapsulated only: */
 	struct wrapping outermost;
 	u32 notes;		/* a bit for each enum note */
+	u32 flow;		/* hash */
 };
 
 /* Leaves exactly the mirrored frame, or the packet as it came. */
-static __always_inline void decapsulate(struct xdp_md *ctx, struct outcome *outcome)
+static __always_inline void decapsulate(struct xdp_md *ctx, long length, struct outcome *outcome)
 {
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
 	/* `frame` stands on a frame, `packet` on what its Ethernet header carries. */
-	struct cursor frame, packet = { .next = data, .data_end = data_end, .left = data_end - data };
+	struct cursor frame, packet = { .next = data, .data_end = data_end, .left = length };
 	int ethertype = take_ethernet(&packet);
 	struct wrapping innermost;
 	long strip, trim;
@@ -327,10 +491,11 @@ static __always_inline void decapsulate(struct xdp_md *ctx, struct outcome *outc
 	}
 	if (is_inner_truncated(packet, ethertype))
 		outcome->notes |= 1 << NOTE_INNER_TRUNCATED;
+	outcome->flow = flow_hash(packet, ethertype);
 
 	tagged = wants_tag(innermost.tag);
 	strip = frame.next - data - (tagged ? sizeof(struct vlan_tag) : 0);
-	trim = data_end - frame.next - frame.left;
+	trim = length - (frame.next - data) - frame.left;
 
 	/*
 	 * Nothing is written before all have succeeded: the wrapping is still there to be uncovered again. A frame that
@@ -345,7 +510,7 @@ static __always_inline void decapsulate(struct xdp_md *ctx, struct outcome *outc
 		outcome->verdict = VERDICT_FAILED;
 		return;
 	}
-	if (trim && bpf_xdp_adjust_tail(ctx, -trim)) {
+	if (cut(ctx, trim)) {
 		release_mark(ctx);
 		bpf_xdp_adjust_head(ctx, -strip);
 		outcome->verdict = VERDICT_FAILED;
@@ -416,10 +581,11 @@ static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
 
 int xdp_erm(struct xdp_md *ctx)
 {
-	u64 bytes = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+	long bytes = frame_length(ctx);
 	struct outcome outcome = {};
+	int action = XDP_PASS;
 
-	decapsulate(ctx, &outcome);
+	decapsulate(ctx, bytes, &outcome);
 	if (outcome.verdict == VERDICT_DECAPSULATED) {
 		if (outcome.notes & 1 << NOTE_NESTED)
 			count(NOTE_NESTED, bytes);
@@ -428,7 +594,8 @@ int xdp_erm(struct xdp_md *ctx)
 #ifdef ERM_SESSIONS
 		count_session(&outcome.outermost, bytes);
 #endif
+		action = steer(outcome.flow);
 	}
 	count(outcome.verdict, bytes);
-	return XDP_PASS;
+	return action;
 }

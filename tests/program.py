@@ -36,7 +36,7 @@ class Program:
     def __init__(self, config: InterfaceConfig, options: tuple[str, ...] = ()) -> None:
         self._isolate = config.isolate
         with contextlib.ExitStack() as stack:
-            compiled = stack.enter_context(Compiled(config, options))
+            compiled = stack.enter_context(Compiled(config, options=options))
             self.fd = stack.enter_context(descriptor(compiled.load({})))
             self.maps = {name: stack.enter_context(bpf.Map(os.dup(fd))) for name, fd in compiled.maps.items()}
             self._stack = stack.pop_all()

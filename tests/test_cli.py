@@ -98,14 +98,17 @@ def test_json(cable, attached):
     octets = mirror(cable, 100)
     interface, = json.loads(run("stats", "--json").stdout)["interfaces"]
     assert list(interface) == [
-        "name", "ifindex", "mode", "program_id", "attached_at", "config", "counters", "sessions"]
+        "name", "ifindex", "mode", "program_id", "attached_at", "config", "spread", "counters", "sessions", "cpus"]
     with Links() as links:
         assert interface["ifindex"] == links.find(SENSOR).index
     assert (interface["name"], interface["mode"], interface["program_id"]) == (SENSOR, "native", attached)
     assert re.fullmatch(UTC_SECONDS, interface["attached_at"])
     assert interface["config"] == {
         "port": [7932], "vlan": "restore", "depth": 3, "mode": "auto", "sources": [], "targets": [], "sessions": True,
-        "set_mtu": False, "isolate": True}
+        "set_mtu": False, "isolate": True, "spread": "none", "spread_cpus": [], "spread_avoid": [],
+        "spread_queue": 2048, "spread_ports": False}
+    assert interface["spread"] == {"how": "none", "cpus": [], "reason": "as configured"}
+    assert interface["cpus"] == {}
     zero = {"packets": 0, "bytes": 0}
     assert interface["counters"] == {**dict.fromkeys([
         "decapsulated", "not_erm", "fragment", "truncated", "malformed", "foreign_source", "foreign_target", "failed",
@@ -118,7 +121,7 @@ def test_json(cable, attached):
     assert sum(session["bytes"] for session in interface["sessions"]) == octets
     assert json.loads(run("stats", SENSOR, "--json").stdout)["interfaces"] == [interface]
     # Status is the same without what is counted, but looks at the filter.
-    del interface["counters"], interface["sessions"]
+    del interface["counters"], interface["sessions"], interface["cpus"]
     assert json.loads(run("status", "--json").stdout) == {"interfaces": [{**interface, "isolated": True}]}
 
 
@@ -130,9 +133,9 @@ def test_json_of_nothing(cable):
 def test_tables(cable, attached):
     octets = mirror(cable, 1000)
     heading, row = run("status").stdout.splitlines()
-    assert heading.split() == ["interface", "mode", "program", "isolated", "since", "configuration"]
-    assert re.fullmatch(rf"{SENSOR} +native +{attached} +yes +{UTC_SECONDS} +port=7932 vlan=restore depth=3 mode=auto "
-                        "sessions=on isolate=on", row.rstrip())
+    assert heading.split() == ["interface", "mode", "program", "isolated", "spread", "since", "configuration"]
+    assert re.fullmatch(rf"{SENSOR} +native +{attached} +yes +none +{UTC_SECONDS} +port=7932 vlan=restore depth=3 "
+                        "mode=auto sessions=on isolate=on", row.rstrip())
     rows = {line.split()[0]: line.split()[1:] for line in run("stats").stdout.splitlines() if line.strip()}
     assert rows["verdict"] == ["packets", "bytes", "share"]
     assert rows["decapsulated"] == ["1,000", f"{octets:,}", "100.0%"]

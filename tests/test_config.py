@@ -43,7 +43,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_built_in_defaults():
     assert DEFAULT.as_dict() == {
         "port": [7932], "vlan": "restore", "depth": 3, "mode": "auto", "sources": [], "targets": [], "sessions": True,
-        "set_mtu": False, "isolate": True}
+        "set_mtu": False, "isolate": True, "spread": "none", "spread_cpus": [], "spread_avoid": [],
+        "spread_queue": 2048, "spread_ports": False}
 
 
 def test_every_key(file):
@@ -58,12 +59,19 @@ interfaces:
     targets: [192.0.2.9, 192.0.2.10, 192.0.2.9]
     sessions: false
     set_mtu: true
+    isolate: false
+    spread: cpumap
+    spread_cpus: [2-4, 8, 3]
+    spread_avoid: 0,9
+    spread_queue: 64
+    spread_ports: true
 """)
     # Lists are in order and without duplicates, so that what means the same is the same.
     assert config.load(file).interfaces == {"eth1": InterfaceConfig(
         port=(7932, 7933), vlan="tagged", depth=2, mode="generic",
         sources=("10.0.0.0/8", "10.0.0.1/32", "192.0.2.0/24"), targets=("192.0.2.9", "192.0.2.10"),
-        sessions=False, set_mtu=True)}
+        sessions=False, set_mtu=True, isolate=False, spread="cpumap", spread_cpus=(2, 3, 4, 8), spread_avoid=(0, 9),
+        spread_queue=64, spread_ports=True)}
 
 
 def test_a_single_value_stands_for_a_list_of_it(file):
@@ -135,10 +143,17 @@ MISTAKES = {
     "sessions: 1": "sessions: 1 is neither true nor false",
     "sessions: 'no'": "sessions: 'no' is neither true nor false",
     "set_mtu: 1554": "set_mtu: 1554 is neither true nor false",
+    "spread: all": "spread: 'all' is none of none, auto, rps, cpumap",
+    "spread_cpus: -1": "spread_cpus: -1 is not a CPU's number, nor a list like 2-5,8",
+    "spread_cpus: [1, true]": "spread_cpus: True is not a CPU's number, nor a list like 2-5,8",
+    "spread_avoid: 1;2": "spread_avoid: '1;2' is not a list of CPUs like 2-5,8",
+    "spread_avoid: 0-99999999999": "spread_avoid: '0-99999999999' is not a list of CPUs like 2-5,8",
+    "spread_queue: 16385": "spread_queue: 16385 is not a number of frames (1 to 16384)",
+    "spread_ports: 1": "spread_ports: 1 is neither true nor false",
     "ports: 7932": "unknown key 'ports' (known: port, vlan, depth, mode, sources, targets, sessions, set_mtu, "
-                                    "isolate)",
+                                    "isolate, spread, spread_cpus, spread_avoid, spread_queue, spread_ports)",
     "2: 3": "unknown key 2 (known: port, vlan, depth, mode, sources, targets, sessions, set_mtu, "
-                                    "isolate)",
+                                    "isolate, spread, spread_cpus, spread_avoid, spread_queue, spread_ports)",
 }
 
 
@@ -206,9 +221,13 @@ def test_a_directory(file):
 def test_the_command_prints_what_is_in_effect(file):
     file.write_text("defaults: {vlan: strip, depth: 1}\ninterfaces: {eth1: {depth: 2, port: [1, 2]}}\n")
     done = run("--config", str(file), "--port", "7,9", "--port", "8", "--source", "10.0.0.0/8", "--target", "192.0.2.1",
-               "--mode", "native", "--no-sessions", "--set-mtu", "--no-isolate", "eth1", "eth2")
+               "--mode", "native", "--no-sessions", "--set-mtu", "--no-isolate", "--spread", "cpumap",
+               "--spread-cpus", "2-4,8", "--spread-cpus", "0", "--spread-avoid", "1", "--spread-queue", "64",
+               "--spread-ports", "eth1", "eth2")
     overridden = {"port": [7, 8, 9], "vlan": "strip", "mode": "native", "sources": ["10.0.0.0/8"],
-                  "targets": ["192.0.2.1"], "sessions": False, "set_mtu": True, "isolate": False}
+                  "targets": ["192.0.2.1"], "sessions": False, "set_mtu": True, "isolate": False,
+                  "spread": "cpumap", "spread_cpus": [0, 2, 3, 4, 8], "spread_avoid": [1], "spread_queue": 64,
+                  "spread_ports": True}
     assert (done.returncode, done.stderr) == (0, "")
     assert yaml.safe_load(done.stdout) == {"interfaces": {
         "eth1": {**overridden, "depth": 2}, "eth2": {**overridden, "depth": 1}}}
@@ -234,6 +253,13 @@ def test_the_command_prints_a_configuration_file(file):
     (["eth1", "--port", "0"], "xdp-erm config: error: argument --port: 0 is not a UDP port (1 to 65535)"),
     (["eth1", "--target", "here"],
      "xdp-erm config: error: argument --target: 'here' is not an IPv4 address like 192.0.2.7"),
+    (["eth1", "--spread", "all"],
+     "xdp-erm config: error: argument --spread: 'all' is none of none, auto, rps, cpumap"),
+    (["eth1", "--spread-cpus", "1,x"],
+     "xdp-erm config: error: argument --spread-cpus: 'x' is not a list of CPUs like 2-5,8"),
+    (["eth1", "--spread-cpus", "5-2"], "xdp-erm config: error: argument --spread-cpus: '5-2' in '5-2' runs backwards"),
+    (["eth1", "--spread-queue", "0"],
+     "xdp-erm config: error: argument --spread-queue: 0 is not a number of frames (1 to 16384)"),
     (["eth1", "--source", "10.0.0.1/8"], "xdp-erm config: error: argument --source: '10.0.0.1/8' is not an IPv4 prefix "
      "like 192.0.2.0/24: 10.0.0.1/8 has host bits set"),
 ])

@@ -138,13 +138,14 @@ def settled() -> dict[str, int]:
     pytest.fail("the host does not come to rest")
 
 
-@pytest.mark.parametrize("mode", ["native", "generic"])
+@pytest.mark.parametrize("mode, spread", [("native", "none"), ("generic", "none"), ("native", "cpumap"),
+                                          ("native", "rps")])
 @pytest.mark.parametrize("vlan", ["strip", "restore"])
-def test_a_hostile_mirror_moves_nothing_of_the_host(sensor, mode, vlan):
+def test_a_hostile_mirror_moves_nothing_of_the_host(sensor, mode, spread, vlan):
     if vlan == "restore" and has_vlan_devices():
         shell(f"ip address flush dev {SENSOR} scope global; ip link set vlan0 up;"
               f"ip address add {ADDRESS}/24 dev vlan0; ip address add {ADDRESS6}/64 dev vlan0 nodad")
-    attachment.attach(SENSOR, InterfaceConfig(mode=mode, vlan=vlan))
+    attachment.attach(SENSOR, InterfaceConfig(mode=mode, vlan=vlan, spread=spread))
     sensor.wait_for_carrier()
     packets = hostile(mac())
     before = settled()
@@ -291,7 +292,7 @@ def test_a_filter_that_was_left_alone_is_removed(cable, gone):
 def test_a_refused_attach_leaves_no_filter(cable, monkeypatch):
     def refuses(*_):
         raise XdpErmError("no")
-    monkeypatch.setattr(attachment, "_attach_anew", refuses)
+    monkeypatch.setattr(attachment, "_attach", refuses)
     with pytest.raises(XdpErmError):
         attachment.attach(SENSOR, InterfaceConfig())
     assert (filters(), "clsact" in qdiscs()) == ([], False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from xdp_erm_py.compiler import Compiled
+from xdp_erm_py.compiler import Compiled, Variant
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 
@@ -23,7 +23,7 @@ CONFIGURATIONS = {
     "default": InterfaceConfig(),
     "least": InterfaceConfig(vlan="strip", depth=1, sessions=False),
     "most": InterfaceConfig(port=(1, 7932, 65535), vlan="tagged", sources=("10.0.0.0/8", "192.0.2.1/32"),
-                            targets=("192.0.2.1",)),
+                            targets=("192.0.2.1",), spread_ports=True),
 }
 
 
@@ -40,13 +40,15 @@ def test_python(checker, arguments):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("variant", [Variant(), Variant(frags=True), Variant((0,)), Variant((0,), True)],
+                         ids=["plain", "frags", "cpumap", "cpumap and frags"])
 @pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
-def test_c(xdp, config):
-    with Compiled(config, WARNINGS):
+def test_c(xdp, config, variant):
+    with Compiled(config, variant, WARNINGS):
         pass
 
 
 def test_warnings_in_c_are_errors(xdp, capfd):
     with pytest.raises(XdpErmError, match="does not compile"):
-        Compiled(InterfaceConfig(), (*WARNINGS, "-DERM_DEPTH=2"))
+        Compiled(InterfaceConfig(), options=(*WARNINGS, "-DERM_DEPTH=2"))
     assert "macro redefined" in capfd.readouterr().err

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import resource
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any
 
-from . import __version__, bpf, compiler, isolation, nic
+from . import __version__, bpf, compiler, isolation, nic, spread
 from .config import InterfaceConfig
 from .errors import XdpErmError
 from .journal import Journal, exclusive
@@ -30,7 +31,9 @@ _STATE_KEY = bytes(4)
 _STATE_SLACK = 1024
 
 #: The maps that a new program takes over from the one it replaces.
-CARRIED_MAPS = ("counters", "own_sessions", "sessions")
+CARRIED_MAPS = ("counters", "own_sessions", "sessions", "steered", "arrived")
+#: The queues to other CPUs, too, where nothing changes of them: what waits in old ones would be overtaken otherwise.
+QUEUES_MAP = "cpus"
 
 
 @dataclasses.dataclass
@@ -39,7 +42,8 @@ class Attachment:
 
     link: Link
     state: dict[str, Any]
-    """version, digest, config, attached_at, nic (what was changed for it, see nic.py)"""
+    """version, digest, config, attached_at, spread (a spread.Plan), frags (whether it takes frames in several pieces of
+    memory), nic (what was changed for it, see nic.py)"""
     maps: dict[str, int]
     """The program's maps: ids by name."""
 
@@ -108,18 +112,17 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         current = attachment_of(link)
         if link.program_id is not None and current is None and not force:
             raise _foreign(link)
-        digest = compiler.digest(config)
-        state = {
-            "version": __version__, "digest": digest, "config": config.as_dict(),
-            "attached_at": current.state["attached_at"] if current else _now(),
-            "nic": current.state["nic"] if current else {},
-        }
+        mode, said = _mode(link, config)
+        said = mended + said
+        candidates = _candidates(link, current, config, mode)
+        kept = current.state if current else {"attached_at": _now(), "nic": {}}
+        state = {"version": __version__, "config": config.as_dict(), "attached_at": kept["attached_at"],
+                 "nic": kept["nic"], **candidates[0].state}
         with contextlib.ExitStack() as opened:
-            loaded = None
-            mode, said = _mode(link, config)
-            said = mended + said
-            if not current or current.state["digest"] != digest or mode not in ("auto", current.mode):
-                loaded = _load(opened, link, current, config, state)
+            programs = None
+            if not current or (candidates[0].mode, state["digest"]) != (current.mode, current.state["digest"]):
+                programs = _Programs(opened, link, current, config, state)
+                programs.load(candidates[0])  # what fails shall fail before anything is changed
             changes: dict[str, Any] = {}
 
             def intend(more: dict[str, Any]) -> None:
@@ -133,10 +136,8 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
                 if config.isolate:  # before there is anything to keep out
                     isolated = isolation.isolate(link)
                     said += isolated
-                if loaded:
-                    said += loaded.said
-                    _write(loaded.state_map, state)
-                    said += _put(opened, links, link, current, loaded.program, mode)
+                if programs:
+                    said += _put(opened, links, link, current, candidates, programs)
                 if not config.isolate:
                     said += isolation.release(link)
             except BaseException as error:  # Ctrl-C as well
@@ -152,11 +153,17 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         attached = find(links, name)
         if attached is None:
             raise XdpErmError(f"{name}: somebody else took the program off at once")
-        if not loaded:
+        if programs:
+            state = attached.state
+        else:
             said.append(f"{name}: already attached ({attached.mode}, program {attached.program_id})")
         changes.clear()
         said += nic.settle(attached.link, intend)
+        plan = spread.Plan(**state["spread"])
+        said += nic.steer(attached.link, plan.cpus if plan.how == "rps" else (), state["nic"], intend)
         state["nic"] = nic.merged(state["nic"], changes)
+        if config.spread != "none":
+            said.append(plan.line(link))
         with bpf.Map.by_id(attached.maps[STATE_MAP]) as state_map:
             _write(state_map, state)
         journal.end(link)
@@ -188,46 +195,97 @@ def _mode(link: Link, config: InterfaceConfig) -> tuple[str, list[str]]:
     return "generic", [f"{link.name}: {reason}: using generic mode, which is slower"]
 
 
-class _Loaded(NamedTuple):
-    program: int
-    state_map: bpf.Map
-    said: list[str]
+class _Candidate:
+    """A way to attach that the driver may take."""
+
+    def __init__(self, link: Link, config: InterfaceConfig, mode: str, frags: bool) -> None:
+        self._link, self._config, self.mode, self.frags = link, config, mode, frags
+
+    @functools.cached_property
+    def plan(self) -> spread.Plan:
+        """XdpErmError: `spread` asks for what is impossible in this mode."""
+        return spread.plan(self._link, self._config, self.mode)
+
+    @property
+    def variant(self) -> compiler.Variant:
+        return compiler.Variant(self.plan.lanes, self.frags)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What of the program's state depends on it."""
+        return {"digest": compiler.digest(self._config, self.variant), "frags": self.frags,
+                "spread": self.plan._asdict()}
 
 
-def _load(opened: contextlib.ExitStack, link: Link, current: Attachment | None, config: InterfaceConfig,
-          state: dict[str, Any]) -> _Loaded:
-    """Compiles and loads a program, with a state map that lives as long as it does."""
-    _require_bpf(link)
-    compiled = opened.enter_context(compiler.Compiled(config))
-    carried, said = _carried(opened, link, current, compiled)
-    try:
-        program = opened.enter_context(descriptor(compiled.load(carried)))
-        state_map = opened.enter_context(bpf.Map.create_array(STATE_MAP, len(json.dumps(state)) + _STATE_SLACK))
-        bpf.bind_map(program, state_map.fd)
-    except OSError as error:
-        raise XdpErmError(f"{link.name}: the kernel does not load the XDP program: {error.strerror}") from None
-    return _Loaded(program, state_map, said)
+def _candidates(link: Link, current: Attachment | None, config: InterfaceConfig, mode: str) -> list[_Candidate]:
+    """The best first. What is attached stays in its mode, if it may."""
+    modes: tuple[str, ...] = (mode,)
+    if mode == "auto":
+        modes = (link.mode,) if link.mode in ("native", "generic") else ("native", "generic")
+    candidates = []
+    for each in modes:
+        if current and current.mode == each:
+            ways = [current.state.get("frags", False)]
+        else:
+            # Drivers refuse an MTU whose frames need several pieces of memory to a program that does not take them so.
+            ways = [False, True] if each == "native" else [False]
+        candidates += [_Candidate(link, config, each, frags) for frags in ways]
+    return candidates
 
 
-def _put(opened: contextlib.ExitStack, links: Links, link: Link, current: Attachment | None, program: int,
-         mode: str) -> list[str]:
+class _NoFrags(Exception):
+    """The kernel knows no XDP program that takes frames in several pieces of memory (Linux 5.18)."""
+
+
+class _Programs:
+    """Compiles and loads what is to be attached, each with a state map that lives as long as it does."""
+
+    def __init__(self, opened: contextlib.ExitStack, link: Link, current: Attachment | None, config: InterfaceConfig,
+                 state: dict[str, Any]) -> None:
+        """`state` is a part of what a program's state map gets, as it is when the program is about to be attached."""
+        self._opened, self._link, self._current, self._config, self._state = opened, link, current, config, state
+        self._loaded: dict[str, tuple[int, bpf.Map]] = {}
+        self.said: list[str] = []
+        _require_bpf(link)
+
+    def load(self, candidate: _Candidate) -> int:
+        """Its descriptor. XdpErmError: it does not compile, or the kernel does not take it. Raises _NoFrags as well."""
+        own = candidate.state
+        state = {**self._state, **own}
+        if own["digest"] not in self._loaded:
+            compiled = self._opened.enter_context(compiler.Compiled(self._config, candidate.variant))
+            carried, self.said = _carried(self._opened, self._link, self._current, compiled, state)
+            try:
+                program = self._opened.enter_context(descriptor(compiled.load(carried)))
+                size = len(json.dumps(state)) + _STATE_SLACK
+                state_map = self._opened.enter_context(bpf.Map.create_array(STATE_MAP, size))
+                bpf.bind_map(program, state_map.fd)
+            except OSError as error:
+                if candidate.frags and error.errno == errno.EINVAL:
+                    raise _NoFrags from None
+                raise XdpErmError(f"{self._link.name}: the kernel does not load the XDP program: "
+                                  f"{error.strerror}") from None
+            self._loaded[own["digest"]] = program, state_map
+        program, state_map = self._loaded[own["digest"]]
+        _write(state_map, state)
+        return program
+
+
+def _put(opened: contextlib.ExitStack, links: Links, link: Link, current: Attachment | None,
+         candidates: list[_Candidate], programs: _Programs) -> list[str]:
     """The moment itself. In the same mode the swap is atomic."""
-    program_id = bpf.program_info(program).id
     if link.program_id is None or link.mode is None:
-        return _attach_anew(links, link, program, program_id, mode)
+        return _attach(links, link, candidates, programs)
     old = opened.enter_context(descriptor(bpf.program_fd(link.program_id)))
+    if candidates[0].mode == link.mode:
+        return _attach(links, link, candidates, programs, old,
+                       "swapped the program" if current else f"replaced program {link.program_id} of somebody else")
     try:
-        if mode in ("auto", link.mode) and link.mode != "offload":
-            links.attach(link, program, link.mode, replaced=old)
-            verb = "swapped the program" if current else f"replaced program {link.program_id} of somebody else"
-            return [f"{link.name}: {verb} ({link.mode}, program {program_id})"]
         links.detach(link, link.mode, old)
     except Refused as refused:
-        if refused.code == errno.EBUSY:
-            raise _linked(link) from None
-        raise XdpErmError(f"{link.name}: program {link.program_id} cannot be replaced: {refused}") from None
+        raise _not_replaced(link, refused) from None
     try:
-        said = _attach_anew(links, link, program, program_id, mode)
+        said = _attach(links, link, candidates, programs)
     except XdpErmError as error:
         try:
             links.attach(link, old, link.mode)
@@ -239,28 +297,45 @@ def _put(opened: contextlib.ExitStack, links: Links, link: Link, current: Attach
             f"from {link.mode}"] + said
 
 
-def _attach_anew(links: Links, link: Link, program: int, program_id: int, mode: str) -> list[str]:
+def _attach(links: Links, link: Link, candidates: list[_Candidate], programs: _Programs, replaced: int | None = None,
+            verb: str = "attached") -> list[str]:
+    """Attaches the first candidate that the driver takes."""
     said: list[str] = []
-    for attempt in ("native", "generic") if mode == "auto" else (mode,):
+    refusal: Refused | None = None
+    for candidate in candidates:
         try:
-            links.attach(link, program, attempt)
-            return said + [f"{link.name}: attached ({attempt}, program {program_id})"]
+            program = programs.load(candidate)
+        except _NoFrags:
+            continue
+        except XdpErmError as error:
+            refused_before = f"; the driver refuses native XDP ({refusal})" if refusal else ""
+            raise XdpErmError(f"{error}{refused_before}") from None
+        if refusal and candidate.mode == "generic":
+            said.append(f"{link.name}: the driver refuses native XDP ({refusal}): using generic mode, which is slower")
+        try:
+            links.attach(link, program, candidate.mode, replaced)
+            frags = ", multi-buffer" if candidate.frags else ""
+            return [*programs.said, *said,
+                    f"{link.name}: {verb} ({candidate.mode}{frags}, program {bpf.program_info(program).id})"]
         except Refused as refused:
+            if replaced is not None:
+                raise _not_replaced(link, refused) from None
             if refused.code in (errno.EBUSY, errno.EEXIST):
                 raise XdpErmError(f"{link.name}: somebody else attached an XDP program just now: try again") from None
-            if attempt == "generic" or mode == "native":
-                hint = "; --mode generic works with every driver" if mode == "native" else ""
-                raise XdpErmError(f"{link.name}: XDP is refused in {attempt} mode: {refused}{hint}") from None
-            said.append(f"{link.name}: the driver refuses native XDP ({refused}): using generic mode, which is slower")
-    raise AssertionError("the last attempt either attached or raised")
+            if not candidate.frags:  # why without them is what there is to tell
+                refusal = refused
+    mode = candidates[-1].mode
+    hint = "; --mode generic works with every driver" if mode == "native" else ""
+    raise XdpErmError(f"{link.name}: XDP is refused in {mode} mode: {refusal}{hint}")
 
 
-def _carried(opened: contextlib.ExitStack, link: Link, current: Attachment | None,
-             compiled: compiler.Compiled) -> tuple[dict[str, int], list[str]]:
+def _carried(opened: contextlib.ExitStack, link: Link, current: Attachment | None, compiled: compiler.Compiled,
+             state: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
     """The maps of the program attached now that the new one can go on with: descriptors by name."""
     carried = {}
     if current:
-        for name in CARRIED_MAPS:
+        names = [*CARRIED_MAPS, *([QUEUES_MAP] if _queues(current.state) == _queues(state) else [])]
+        for name in names:
             if name in current.maps and name in compiled.maps:
                 old = opened.enter_context(bpf.Map.by_id(current.maps[name]))
                 if old.info._replace(id=0) != compiled.map_info(name)._replace(id=0):
@@ -268,6 +343,12 @@ def _carried(opened: contextlib.ExitStack, link: Link, current: Attachment | Non
                                 f"version ({current.state['version']})"]
                 carried[name] = old.fd
     return carried, []
+
+
+def _queues(state: dict[str, Any]) -> tuple[Any, ...]:
+    """What the queues to other CPUs depend on, the program that runs there included."""
+    return tuple(state.get(key) for key in ("version", "frags")) + (
+        state["config"].get("spread_queue"), state.get("spread", {}).get("cpus"))
 
 
 def _write(state_map: bpf.Map, state: dict[str, Any]) -> None:
@@ -339,6 +420,8 @@ def _foreign(link: Link) -> XdpErmError:
                        f"interface with `ip link set dev {link.name} {keyword} off`, or replace it with --force")
 
 
-def _linked(link: Link) -> XdpErmError:
-    return XdpErmError(f"{link.name}: program {link.program_id} is held by a BPF link, which only its owner can "
-                       "release: stop that process (`bpftool link` names it)")
+def _not_replaced(link: Link, refused: Refused) -> XdpErmError:
+    if refused.code == errno.EBUSY:
+        return XdpErmError(f"{link.name}: program {link.program_id} is held by a BPF link, which only its owner can "
+                           "release: stop that process (`bpftool link` names it)")
+    return XdpErmError(f"{link.name}: program {link.program_id} cannot be replaced: {refused}")

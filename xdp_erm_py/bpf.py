@@ -23,6 +23,7 @@ _PROG_TEST_RUN, _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PRO
 
 _MAP_TYPE_ARRAY = 2
 _PROG_TYPE_SCHED_CLS, _PROG_TYPE_XDP = 3, 6
+_XDP_HAS_FRAGS, _XDP_CPUMAP = 1 << 5, 35  # a flag, and a type of attachment
 _PERCPU_MAP_TYPES = (5, 6, 10)  # hash, array, LRU hash
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -155,9 +156,14 @@ def update(fd: int, key: bytes, value: bytes) -> None:
     _bpf(_MAP_UPDATE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), _address(value_buffer), 0))
 
 
-def load_xdp(name: str, instructions: bytes, license: bytes) -> int:
-    """Loads an XDP program; returns its descriptor. The verifier's complaint is in the OSError's text."""
-    return _load(_PROG_TYPE_XDP, name, instructions, license)
+def load_xdp(name: str, instructions: bytes, license: bytes, frags: bool = False, cpumap: bool = False) -> int:
+    """Loads an XDP program; returns its descriptor. The verifier's complaint is in the OSError's text.
+
+    `frags`: it takes frames in several pieces of memory (Linux 5.18). `cpumap`: it is for a cpumap's CPUs (Linux 5.9),
+    and then `frags` must be the same for the program that redirects to them.
+    """
+    return _load(_PROG_TYPE_XDP, name, instructions, license, _XDP_HAS_FRAGS if frags else 0,
+                 _XDP_CPUMAP if cpumap else 0)
 
 
 def load_classifier(name: str, instructions: bytes, license: bytes) -> int:
@@ -165,15 +171,15 @@ def load_classifier(name: str, instructions: bytes, license: bytes) -> int:
     return _load(_PROG_TYPE_SCHED_CLS, name, instructions, license)
 
 
-def _load(kind: int, name: str, instructions: bytes, license: bytes) -> int:
+def _load(kind: int, name: str, instructions: bytes, license: bytes, flags: int = 0, attach_type: int = 0) -> int:
     instructions_buffer = ctypes.create_string_buffer(instructions, len(instructions))
     license_buffer = ctypes.create_string_buffer(license)
 
     def load(log: ctypes.Array[ctypes.c_char] | None) -> int:
         return _bpf(_PROG_LOAD, struct.pack(
-            "=IIQQIIQII16s", kind, len(instructions) // 8, _address(instructions_buffer),
+            "=IIQQIIQII16sII", kind, len(instructions) // 8, _address(instructions_buffer),
             _address(license_buffer), 1 if log else 0, len(log) if log else 0, _address(log) if log else 0,
-            0, 0, name.encode()))
+            0, flags, name.encode(), 0, attach_type))
 
     try:
         return load(None)

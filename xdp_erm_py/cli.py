@@ -149,11 +149,21 @@ def _settings(parser: argparse.ArgumentParser) -> None:
                        help="raise an MTU that is too small for full-size mirrored frames")
     group.add_argument("--no-isolate", dest="isolate", action="store_false", default=None,
                        help="let the host's own network stack have the decapsulated frames, too")
+    group.add_argument("--spread", type=_checked("spread"), metavar="{none,auto,rps,cpumap}",
+                       help="spread decapsulated frames over CPUs")
+    group.add_argument("--spread-cpus", action="append", type=_checked("spread_cpus", many=True),
+                       metavar="CPU[,CPU-CPU]", help="over these CPUs")
+    group.add_argument("--spread-avoid", action="append", type=_checked("spread_avoid", many=True),
+                       metavar="CPU[,CPU-CPU]", help="over all CPUs but these and those of the NIC's interrupts")
+    group.add_argument("--spread-queue", type=_checked("spread_queue", number=True), metavar="FRAMES",
+                       help="that wait for a CPU at most (cpumap)")
+    group.add_argument("--spread-ports", action="store_true", default=None,
+                       help="let the flows of one pair of addresses go to different CPUs (cpumap)")
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     overrides = {key: getattr(args, key) for key in config.SETTINGS if getattr(args, key) is not None}
-    for key in ("port", "sources", "targets"):
+    for key in ("port", "sources", "targets", "spread_cpus", "spread_avoid"):
         if key in overrides:
             overrides[key] = config.check(key, [item for items in overrides[key] for item in items])
     return overrides

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import os
 import struct
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import bpf, shared
 from .config import InterfaceConfig
@@ -16,13 +17,27 @@ from .errors import XdpErmError
 
 PROGRAM = "xdp_erm"
 SOURCE = "xdp_erm.c"
+ARRIVAL, ARRIVAL_SOURCE = "arrive", "arrive.c"
 CLASSIFIER, CLASSIFIER_SOURCE = "isolate", "isolate.c"
 
 # BPF_LD | BPF_IMM | BPF_DW with BPF_PSEUDO_MAP_FD as source register: the instruction that names a map.
 _LOAD_MAP = (0x18, 1)
 
 
-def flags(config: InterfaceConfig) -> list[str]:
+class Variant(NamedTuple):
+    """What the program depends on besides the configuration."""
+
+    cpus: tuple[int, ...] = ()
+    """That it hands decapsulated frames to."""
+    frags: bool = False
+    """Whether it takes frames that lie in several pieces of memory, as jumbo frames do."""
+
+
+#: Frames stay on the CPU they came to, and each lies in one piece.
+PLAIN = Variant()
+
+
+def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     """The -D options that specialise the program; what they mean stands at the top of the C source."""
     ports = " || ".join(f"(port) == {port}" for port in config.port)
     vlan = shared.VLAN_MODES[config.vlan]
@@ -35,14 +50,24 @@ def flags(config: InterfaceConfig) -> list[str]:
         defines.append("ERM_SESSIONS")
     if config.isolate:
         defines.append("ERM_ISOLATE")
+    if variant.cpus:
+        defines += [f"ERM_LANES={len(variant.cpus)}", f"ERM_CPUS={bpf.possible_cpus()}"]
+        if config.spread_ports:
+            defines.append("ERM_SPREAD_PORTS")
+    if variant.frags:
+        defines.append("ERM_FRAGS")
     return ["-D" + define for define in defines]
 
 
-def digest(config: InterfaceConfig) -> str:
+def digest(config: InterfaceConfig, variant: Variant) -> str:
     """Tells programs apart: the same for the same source and the same configuration of the program itself."""
-    text = b"".join(map(source, (SOURCE, "shared.h", "packet.h")))
-    words = "\n".join([*flags(config), *config.sources, *config.targets])
-    return hashlib.sha256(text + words.encode()).hexdigest()[:16]
+    sources = [SOURCE, "shared.h", "packet.h"]
+    words = [*flags(config, variant), *config.sources, *config.targets]
+    if variant.cpus:
+        sources.append(ARRIVAL_SOURCE)
+        words += [str(config.spread_queue), *map(str, variant.cpus)]
+    text = b"".join(map(source, sources)) + "\n".join(words).encode()
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _import_bcc() -> Any:
@@ -104,23 +129,39 @@ class Compiled:
     Needs root, because bcc makes the maps at once. `options` go to the C compiler, after the configuration's own.
     """
 
-    def __init__(self, config: InterfaceConfig, options: tuple[str, ...] = ()) -> None:
-        self._module = module(source(SOURCE), [*flags(config), *options])
-        self._instructions, self._license = function(self._module, PROGRAM)
-        names = ["counters"]
-        for name, addresses in (("sources", config.sources), ("targets", config.targets)):
-            if addresses:
-                names.append(name)
-                fill(self._module[name.encode()].map_fd, addresses)
-        if config.sessions:
-            names += ["own_sessions", "sessions"]
-        self.maps: dict[str, int] = {name: self._module[name.encode()].map_fd for name in names}
+    def __init__(self, config: InterfaceConfig, variant: Variant = PLAIN, options: tuple[str, ...] = ()) -> None:
+        self._config, self._variant = config, variant
+        with contextlib.ExitStack() as stack:
+            self._program = module(source(SOURCE), [*flags(config, variant), *options])
+            stack.callback(self._program.cleanup)
+            self.maps = self._own_maps()
+            if variant.cpus:
+                self._arrival = module(source(ARRIVAL_SOURCE), [])
+                stack.callback(self._arrival.cleanup)
+                self.maps["arrived"] = self._arrival[b"arrived"].map_fd
+            self._fill()
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Compiled:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._module.cleanup()
+        self._stack.close()
+
+    def _own_maps(self) -> dict[str, int]:
+        names = ["counters"]
+        names += ["sources"] if self._config.sources else []
+        names += ["targets"] if self._config.targets else []
+        names += ["own_sessions", "sessions"] if self._config.sessions else []
+        names += ["cpus", "lanes", "steered"] if self._variant.cpus else []
+        return {name: self._program[name.encode()].map_fd for name in names}
+
+    def _fill(self) -> None:
+        for name, addresses in (("sources", self._config.sources), ("targets", self._config.targets)):
+            if addresses:
+                fill(self.maps[name], addresses)
+        for lane, cpu in enumerate(self._variant.cpus):
+            bpf.update(self.maps["lanes"], struct.pack("=I", lane), struct.pack("=I", cpu))
 
     def map_info(self, name: str) -> bpf.MapInfo:
         """The shape of one of `maps`."""
@@ -128,14 +169,36 @@ class Compiled:
             return map_.info
 
     def load(self, carried: dict[str, int]) -> int:
-        """Loads the program and returns its descriptor; it uses the maps in `carried` in place of its own."""
+        """Loads the program and returns its descriptor; it uses the maps in `carried` in place of its own.
+
+        OSError: the kernel refuses it, or has not the memory for a CPU's queue.
+        """
+        frags = self._variant.frags
+        if self._variant.cpus and "cpus" not in carried:
+            arrival = bpf.load_xdp(ARRIVAL, *self._instructions(self._arrival, ARRIVAL, carried), frags,
+                                   cpumap=True)
+            try:
+                for cpu in self._variant.cpus:
+                    bpf.update(self.maps["cpus"], struct.pack("=I", cpu),
+                               struct.pack("=Ii", self._config.spread_queue, arrival))
+            finally:
+                os.close(arrival)
+        program = bpf.load_xdp(PROGRAM, *self._instructions(self._program, PROGRAM, carried), frags)
+        if self._variant.cpus:
+            # Only the other CPUs' program uses it, and it is through this one that it is found.
+            bpf.bind_map(program, carried.get("arrived", self.maps["arrived"]))
+        return program
+
+    def _instructions(self, compiled: Any, name: str, carried: dict[str, int]) -> tuple[bytes, bytes]:
+        """A function's instructions, with the maps in `carried`, and its licence."""
         replaced = {self.maps[name]: fd for name, fd in carried.items()}
-        instructions = bytearray(self._instructions)
+        text, license = function(compiled, name)
+        instructions = bytearray(text)
         for offset in range(0, len(instructions), 8):
             code, registers, _, immediate = struct.unpack_from("=BBhi", instructions, offset)
             if (code, registers >> 4) == _LOAD_MAP and immediate in replaced:
                 struct.pack_into("=i", instructions, offset + 4, replaced[immediate])
-        return bpf.load_xdp(PROGRAM, bytes(instructions), self._license)
+        return bytes(instructions), license
 
 
 def _copy(source: Any, directory: Path) -> None:

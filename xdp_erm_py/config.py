@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable
 
@@ -24,6 +25,8 @@ from .errors import UsageError
 
 DEFAULT_PATH = Path("/etc/xdp-erm.yaml")
 MODES = ("auto", "native", "generic")
+SPREADS = ("none", "auto", "rps", "cpumap")
+LONGEST_QUEUE = 16384  # what the kernel allows a cpumap's queue, in frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,16 @@ class InterfaceConfig:
     """Whether an MTU too small for a full-size mirrored frame is raised."""
     isolate: bool = True
     """Whether decapsulated frames are for packet taps only and kept out of the host's own network stack."""
+    spread: str = "none"
+    """How decapsulated frames are spread over CPUs: none, rps, cpumap, or auto: what fits."""
+    spread_cpus: tuple[int, ...] = ()
+    """The CPUs that take part; empty: found out, see spread.py."""
+    spread_avoid: tuple[int, ...] = ()
+    """CPUs that do not take part where spread_cpus is empty."""
+    spread_queue: int = 2048
+    """Frames that wait for each CPU at most (cpumap)."""
+    spread_ports: bool = False
+    """Whether the flows of one pair of addresses may go to different CPUs (cpumap)."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain lists, strings and numbers, as in YAML and JSON."""
@@ -69,6 +82,49 @@ def _depth(value: Any) -> int:
     if type(value) is not int or not 1 <= value <= shared.ERM_MAX_DEPTH:
         raise ValueError(f"{value!r} is not a depth (1 to {shared.ERM_MAX_DEPTH})")
     return value
+
+
+def _queue(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= LONGEST_QUEUE:
+        raise ValueError(f"{value!r} is not a number of frames (1 to {LONGEST_QUEUE})")
+    return value
+
+
+def _cpus(value: Any) -> tuple[int, ...]:
+    cpus: set[int] = set()
+    for item in value if isinstance(value, list) else [value]:
+        if type(item) is int and item >= 0:
+            cpus.add(item)
+        elif isinstance(item, str):
+            cpus.update(parse_cpu_list(item))
+        else:
+            raise ValueError(f"{item!r} is not a CPU's number, nor a list like 2-5,8")
+    return tuple(sorted(cpus))
+
+
+def parse_cpu_list(text: str) -> list[int]:
+    """The numbers in a list of CPUs as the kernel writes it, like 2-5,8. ValueError: it is none."""
+    cpus: list[int] = []
+    for part in text.split(",") if text else ():
+        first, dash, last = part.partition("-")
+        numbers = [first, last] if dash else [first]
+        if not all(number.isascii() and number.isdecimal() and len(number) < 6 for number in numbers):
+            raise ValueError(f"{text!r} is not a list of CPUs like 2-5,8")
+        if int(numbers[0]) > int(numbers[-1]):
+            raise ValueError(f"{part!r} in {text!r} runs backwards")
+        cpus += range(int(numbers[0]), int(numbers[-1]) + 1)
+    return cpus
+
+
+def cpu_list(cpus: Iterable[int]) -> str:
+    """Rising numbers as parse_cpu_list reads them."""
+    runs: list[list[int]] = []
+    for cpu in cpus:
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1][1:] = [cpu]
+        else:
+            runs.append([cpu])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
@@ -118,6 +174,11 @@ SETTINGS: dict[str, Callable[[Any], Any]] = {
     "sessions": _flag,
     "set_mtu": _flag,
     "isolate": _flag,
+    "spread": _one_of(SPREADS),
+    "spread_cpus": _cpus,
+    "spread_avoid": _cpus,
+    "spread_queue": _queue,
+    "spread_ports": _flag,
 }
 
 

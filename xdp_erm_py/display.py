@@ -16,6 +16,7 @@ from rich.text import Text
 
 from . import shared
 from . import stats as reading
+from .config import cpu_list
 
 _NOTHING = "xdp-erm is not attached to any interface of this network namespace"
 
@@ -42,15 +43,22 @@ def status(interfaces: list[dict[str, Any]]) -> None:
         print(_NOTHING)
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("interface", "mode", "program", "isolated", "since", "configuration"):
+    for column in ("interface", "mode", "program", "isolated", "spread", "since", "configuration"):
         table.add_column(column, overflow="fold")
     for interface in interfaces:
         configuration = " ".join(f"{key}={_shown(value)}" for key, value in interface["config"].items()
-                                 if value not in ([], False))
+                                 if value not in ([], False) and not key.startswith("spread"))
         isolated = "yes" if interface["isolated"] else "no"
         table.add_row(interface["name"], interface["mode"], str(interface["program_id"]), isolated,
-                      interface["attached_at"], configuration)
+                      _spread(interface["spread"]), interface["attached_at"], configuration)
     _console().print(table)
+
+
+def _spread(spread: dict[str, Any] | None) -> str:
+    """How, and over which CPUs; None: by a version that did not do it."""
+    if not spread or not spread["cpus"]:
+        return "none"
+    return f"{spread['how']} {cpu_list(spread['cpus'])}"
 
 
 def _shown(value: Any) -> str:
@@ -77,6 +85,8 @@ def _tables(interfaces: list[dict[str, Any]]) -> Iterator[RenderableType]:
             table.add_row(name, f"{counter['packets']:,}", f"{counter['bytes']:,}", share,
                           style=_style(name, counter["packets"]))
         yield table
+        if interface["cpus"]:
+            yield _cpu_table(interface["cpus"])
         if interface["sessions"]:
             yield _session_table(interface["sessions"])
         yield Text()
@@ -87,6 +97,17 @@ def _counter_table(*columns: str) -> Table:
     table.add_column("verdict", min_width=18)
     for column in columns:
         table.add_column(column, justify="right", min_width=14)
+    return table
+
+
+def _cpu_table(cpus: dict[str, dict[str, int]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("to CPU", min_width=18)
+    for column in ("packets", "dropped"):
+        table.add_column(column, justify="right", min_width=14)
+    for cpu, frames in cpus.items():
+        table.add_row(cpu, f"{frames['steered']:,}", f"{frames['dropped']:,}",
+                      style=_BAD if frames["dropped"] else _PLAIN)
     return table
 
 
@@ -161,7 +182,10 @@ def _rates(interfaces: list[dict[str, Any]], before: dict[int, dict[str, Any]], 
             packets = interface["counters"][name]["packets"]
             table.add_row(name, f"{rate:,.0f}", f"{megabits:,.2f}", f"{packets:,}", "━" * round(20 * rate / busiest),
                           style=_style(name, packets))
-        parts += [table, _session_table(interface["sessions"][:_SESSIONS_WATCHED])]
+        parts.append(table)
+        if interface["cpus"]:
+            parts.append(_cpu_table(interface["cpus"]))
+        parts += [_session_table(interface["sessions"][:_SESSIONS_WATCHED])]
         hidden = len(interface["sessions"]) - _SESSIONS_WATCHED
         if hidden > 0:
             parts.append(Text(f"and {hidden} quieter sessions: xdp-erm stats {interface['name']}", style="dim"))
@@ -174,5 +198,7 @@ def _line(interface: dict[str, Any], before: dict[str, Any] | None, elapsed: flo
     rates = {name: _rate(interface, before, name, "packets", elapsed) for name in shared.COUNTERS}
     megabits = sum(_rate(interface, before, name, "bytes", elapsed) for name in shared.VERDICTS) * 8 / 1e6
     moved = [f"{name}={rate:.0f}/s" for name, rate in rates.items() if rate or name == "decapsulated"]
+    dropped = sum(cpu["dropped"] for cpu in interface["cpus"].values())
+    queues = f" {dropped} dropped at CPUs" if dropped else ""
     return (f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {interface['name']} {' '.join(moved)} "
-            f"{megabits:.2f} Mbit/s {len(interface['sessions'])} sessions")
+            f"{megabits:.2f} Mbit/s {len(interface['sessions'])} sessions{queues}")

@@ -1,7 +1,8 @@
 """Readies a NIC for XDP and for whole frames, and brings its old settings back.
 
-What was changed is a plain dict, which the attached program carries: {"mtu": [1500, 1554], "features": ["rx-gro"]}, the
-MTU before and after, and the features that were on before. Undoing skips what somebody else has changed since.
+What was changed is a plain dict, which the attached program carries: {"mtu": [1500, 1554], "features": ["rx-gro"],
+"rps": {"rx-0": ["0", "3"]}}, the MTU before and after, the features that were on before, and the masks of receive
+queues before and after. Undoing skips what somebody else has changed since.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from . import rps
 from .errors import XdpErmError
 from .links import Link, Links, gone
 
@@ -59,6 +61,33 @@ def settle(link: Link, intend: Intend) -> list[str]:
     return said
 
 
+def steer(link: Link, cpus: tuple[int, ...], earlier: dict[str, Any], intend: Intend) -> list[str]:
+    """Receive packet steering over `cpus`; over none: as it was before the changes `earlier`, which forget it.
+
+    Returns a line for what was done.
+    """
+    if not cpus:
+        return _unsteer(link, earlier.pop("rps", {}))
+    before, wanted = rps.masks(link), rps.mask_of(cpus)
+    changed = [queue for queue, mask in before.items() if not rps.same(mask, wanted)]
+    if not changed:
+        return []
+    intend({"rps": {queue: [before[queue], wanted] for queue in changed}})
+    rps.write(link, dict.fromkeys(changed, wanted))
+    after = rps.masks(link)  # the kernel leaves isolated CPUs out
+    intend({"rps": {queue: [before[queue], after[queue]] for queue in changed}})
+    return [f"{link.name}: set receive packet steering of {', '.join(changed)} to {wanted}"]
+
+
+def _unsteer(link: Link, changes: dict[str, list[str]]) -> list[str]:
+    now = rps.masks(link) if changes else {}
+    back = {queue: before for queue, (before, after) in changes.items() if queue in now and rps.same(now[queue], after)}
+    if not back:
+        return []
+    rps.write(link, back)
+    return [f"{link.name}: receive packet steering of {', '.join(back)} is as before"]
+
+
 def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     """Two changes as one: from the state before the earlier to the state after the later."""
     both: dict[str, Any] = {}
@@ -68,6 +97,11 @@ def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     features = earlier.get("features", []) + later.get("features", [])
     if features:
         both["features"] = list(dict.fromkeys(features))
+    masks = {**earlier.get("rps", {})}
+    for queue, (before, after) in later.get("rps", {}).items():
+        masks[queue] = [masks.get(queue, [before])[0], after]
+    if masks:
+        both["rps"] = masks
     return both
 
 
@@ -84,7 +118,7 @@ def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
     if back:
         _set(link, features, dict.fromkeys(back, True))
         said.append(f"{link.name}: turned on {', '.join(back)} again")
-    return said
+    return said + _unsteer(link, changes.get("rps", {}))
 
 
 def _turn_off(link: Link, intend: Intend) -> tuple[list[str], list[str]]:

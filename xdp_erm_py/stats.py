@@ -44,12 +44,13 @@ def describe(attachment: Attachment) -> dict[str, Any]:
     return {
         "name": attachment.link.name, "ifindex": attachment.link.index, "mode": attachment.mode,
         "program_id": attachment.program_id, "attached_at": attachment.state["attached_at"],
-        "config": attachment.state["config"],
+        "config": attachment.state["config"], "spread": attachment.state.get("spread"),
     }
 
 
 def _interface(attachment: Attachment) -> dict[str, Any]:
-    return {**describe(attachment), "counters": _counters(attachment), "sessions": _sessions(attachment)}
+    return {**describe(attachment), "counters": _counters(attachment), "sessions": _sessions(attachment),
+            "cpus": _cpus(attachment)}
 
 
 def _counters(attachment: Attachment) -> dict[str, dict[str, int]]:
@@ -61,6 +62,25 @@ def _counters(attachment: Attachment) -> dict[str, dict[str, int]]:
             counters[name] = {"packets": sum(packets for packets, _ in values),
                               "bytes": sum(bytes_ for _, bytes_ in values)}
     return counters
+
+
+def _cpus(attachment: Attachment) -> dict[str, dict[str, int]]:
+    """By CPU that frames were handed to: how many, and how many of those its queue had no room for.
+
+    A frame that waits in the queue while we look is taken for one of those.
+    """
+    if "steered" not in attachment.maps:
+        return {}
+    # In this order: what has arrived was steered before.
+    with bpf.Map.by_id(attachment.maps["arrived"]) as map_:
+        arrived = [struct.unpack("=Q", value)[0] for value in map_.lookup(bytes(4)) or []]
+    found = {}
+    with bpf.Map.by_id(attachment.maps["steered"]) as map_:
+        for cpu, frames in enumerate(arrived):
+            steered = sum(struct.unpack("=Q", value)[0] for value in map_.lookup(struct.pack("=I", cpu)) or [])
+            if steered:
+                found[str(cpu)] = {"steered": steered, "dropped": steered - frames}
+    return found
 
 
 def _sessions(attachment: Attachment) -> list[dict[str, Any]]:

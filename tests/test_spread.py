@@ -1,0 +1,576 @@
+"""Spreading over CPUs: which CPU a frame goes to, in which order, what is lost, and what is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import operator
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from frames import ETHER, MACS, ip, udp, wrap
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6PacketTooBig,
+    ICMPv6TimeExceeded,
+    IPv6,
+    IPv6ExtHdrFragment,
+)
+from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
+from scapy.packet import Packet, Raw
+
+from xdp_erm_py import attachment, bpf, compiler, config, generate, lab, rps, spread, stats
+from xdp_erm_py.attachment import descriptor
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.lab import cable as cables
+from xdp_erm_py.lab import traffic
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
+from xdp_erm_py.lab.fanout import PACKET_STATISTICS, SO_RCVBUFFORCE, SOL_PACKET, FanoutWorkers
+from xdp_erm_py.links import Link, Links
+
+COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
+TIMEOUT = 60  # seconds
+XDP_PASS, XDP_REDIRECT = 2, 4
+CPUS = tuple(sorted(os.sched_getaffinity(0)))[:2]
+CPUMAP = InterfaceConfig(spread="cpumap", spread_cpus=CPUS)
+RPS = InterfaceConfig(spread="rps", spread_cpus=CPUS)
+CONVERSATIONS = 60  # that all of them are together by chance: one in 2 to the power of this
+
+needs_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="one CPU: nothing to spread over")
+pytestmark = needs_cpus
+
+
+# Which CPU
+
+
+class Steering:
+    """The program with two CPUs to hand frames to, in test runs: it decides, and no frame goes anywhere."""
+
+    def __init__(self, settings: InterfaceConfig, empty: bool = False) -> None:
+        with contextlib.ExitStack() as stack:
+            compiled = stack.enter_context(compiler.Compiled(settings, compiler.Variant(CPUS)))
+            # With the map of queues given, it is not filled.
+            carried = {"cpus": compiled.maps["cpus"]} if empty else {}
+            self._program = stack.enter_context(descriptor(compiled.load(carried)))
+            self._steered = stack.enter_context(bpf.Map(os.dup(compiled.maps["steered"])))
+            self._stack = stack.pop_all()
+
+    def run(self, frame: Packet | bytes) -> tuple[int, int | None]:
+        """What the program says, and the CPU it has counted the frame for."""
+        before = self._counted()
+        action, _ = bpf.test_run(self._program, bytes(frame))
+        moved = [cpu for cpu, (then, now) in enumerate(zip(before, self._counted())) if now > then]
+        assert len(moved) <= 1
+        return action, moved[0] if moved else None
+
+    def cpu(self, inner: Packet | bytes) -> int:
+        action, cpu = self.run(wrap(inner))
+        assert action == XDP_REDIRECT and cpu in CPUS
+        return cpu
+
+    def _counted(self) -> list[int]:
+        return [sum(struct.unpack("=Q", value)[0] for value in self._steered.lookup(struct.pack("=I", cpu)))
+                for cpu in range(bpf.possible_cpus())]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture(scope="module")
+def steering(xdp: None) -> Iterator[Steering]:
+    with contextlib.closing(Steering(CPUMAP)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def steering_by_ports(xdp: None) -> Iterator[Steering]:
+    with contextlib.closing(Steering(InterfaceConfig(spread="cpumap", spread_ports=True))) as made:
+        yield made
+
+
+def pairs(family: type[Packet]) -> Iterator[tuple[str, str]]:
+    """Addresses of conversations, always the same."""
+    draw = random.Random(1)
+    for _ in range(CONVERSATIONS):
+        if family is IP:
+            yield tuple(socket.inet_ntoa(draw.randbytes(4)) for _ in range(2))
+        else:
+            yield tuple(socket.inet_ntop(socket.AF_INET6, draw.randbytes(16)) for _ in range(2))
+
+
+BOTH = pytest.mark.parametrize("family", [IP, IPv6])
+
+
+@BOTH
+@pytest.mark.parametrize("tags", [(), (Dot1Q(vlan=5),), (Dot1AD(vlan=5), Dot1Q(vlan=6))], ids=["", "802.1Q", "QinQ"])
+def test_both_directions_stay_together(steering, steering_by_ports, family, tags):
+    for (client, server), program in itertools.product(pairs(family), (steering, steering_by_ports)):
+        there = MACS
+        for tag in tags:
+            there = there / tag
+        back = there / family(src=server, dst=client) / TCP(sport=443, dport=50000)
+        there = there / family(src=client, dst=server) / TCP(sport=50000, dport=443)
+        assert program.cpu(there) == program.cpu(back)
+
+
+@BOTH
+def test_conversations_are_shared_evenly(steering, family):
+    draw = random.Random(2)
+    addresses = [draw.randbytes(8 if family is IP else 32) for _ in range(600)]
+    # As in a real network: clients next to each other, and one server.
+    addresses += [bytes(2) + struct.pack("!H", number) + bytes([10, 0, 0, 1]) if family is IP else
+                  bytes(14) + struct.pack("!H", number) + bytes(15) + b"\1" for number in range(600)]
+    length = 4 if family is IP else 16
+    kind = socket.AF_INET if family is IP else socket.AF_INET6
+    for half in (addresses[:600], addresses[600:]):
+        cpus = [steering.cpu(MACS / family(src=socket.inet_ntop(kind, both[:length]),
+                                           dst=socket.inet_ntop(kind, both[length:])) / UDP()) for both in half]
+        assert 220 < cpus.count(CPUS[0]) < 380  # 6.5 standard deviations
+
+
+def test_the_protocol_counts(steering):
+    differing = [steering.cpu(MACS / IP(src=here, dst=there) / TCP()) != steering.cpu(MACS / IP(src=here, dst=there) /
+                                                                                     UDP())
+                 for here, there in pairs(IP)]
+    assert any(differing)
+
+
+@BOTH
+def test_ports_count_only_where_they_shall(steering, steering_by_ports, family):
+    here, there = next(pairs(family))
+    for program, cpus in ((steering, 1), (steering_by_ports, 2)):
+        assert len({program.cpu(MACS / family(src=here, dst=there) / UDP(sport=port, dport=53))
+                    for port in range(1024, 1024 + CONVERSATIONS)}) == cpus
+
+
+def test_fragments_stay_together(steering):
+    for here, there in pairs(IP):
+        whole = IP(src=here, dst=there) / UDP() / Raw(bytes(2500))
+        assert len({steering.cpu(MACS / packet) for packet in (whole, *fragment(whole, 1000))}) == 1
+
+
+def test_ipv6_fragments_stay_together(steering):
+    for here, there in pairs(IPv6):
+        header = IPv6(src=here, dst=there)
+        pieces = [header / IPv6ExtHdrFragment(nh=17, m=more, offset=offset) / Raw(bytes(80))
+                  for more, offset in ((1, 0), (1, 10), (0, 20))]
+        assert len({steering.cpu(MACS / packet) for packet in (header / UDP() / Raw(bytes(80)), *pieces)}) == 1
+
+
+@pytest.mark.parametrize("kind", [3, 4, 5, 11, 12])
+def test_icmp_errors_follow_what_they_are_about(steering, steering_by_ports, kind):
+    for (here, there), program in itertools.product(pairs(IP), (steering, steering_by_ports)):
+        about = IP(src=here, dst=there) / UDP(sport=50000, dport=53)
+        error = IP(src="192.0.2.254", dst=here) / ICMP(type=kind) / about
+        assert program.cpu(MACS / error) == program.cpu(MACS / about)
+
+
+@pytest.mark.parametrize("kind", [ICMPv6PacketTooBig, ICMPv6TimeExceeded])
+def test_icmpv6_errors_follow_what_they_are_about(steering, steering_by_ports, kind):
+    for (here, there), program in itertools.product(pairs(IPv6), (steering, steering_by_ports)):
+        about = IPv6(src=here, dst=there) / TCP(sport=50000, dport=443)
+        error = IPv6(src="2001:db8::fe", dst=here) / kind() / about
+        assert program.cpu(MACS / error) == program.cpu(MACS / about)
+
+
+@pytest.mark.parametrize("family, echo", [(IP, ICMP), (IPv6, ICMPv6EchoRequest)], ids=["ICMP", "ICMPv6"])
+def test_what_an_echo_carries_does_not_count(steering, family, echo):
+    quoted = bytes(IP(src="10.9.8.7", dst="10.6.5.4") / UDP())
+    for here, there in pairs(family):
+        asked = MACS / family(src=here, dst=there) / echo()
+        assert len({steering.cpu(asked / Raw(data)) for data in (b"", quoted)}) == 1
+
+
+def test_what_is_not_ip_goes_to_one_cpu(steering):
+    draw = random.Random(3)
+    others = [MACS / ARP(pdst=f"10.0.0.{number}") for number in range(CONVERSATIONS)]
+    others += [MACS / LLC() / draw.randbytes(50) for _ in range(CONVERSATIONS)]
+    others += [bytes(MACS / IP(src=here, dst=there))[:14 + 19] for here, there in pairs(IP)]
+    assert len({steering.cpu(frame) for frame in others}) == 1
+
+
+def test_nested_erm_goes_by_the_innermost_flow(steering):
+    cpus = [steering.cpu(MACS / IP(src=here, dst=there) / UDP()) for here, there in pairs(IP)]
+    nested = [steering.cpu(wrap(MACS / IP(src=here, dst=there) / UDP())) for here, there in pairs(IP)]
+    assert cpus == nested
+
+
+@pytest.mark.parametrize("frame", [
+    ETHER / ARP(), ETHER / ip() / TCP(), ETHER / ip() / udp(dport=53), ETHER / ip() / udp() / b"short",
+    ETHER / ip(frag=1) / udp()], ids=["ARP", "TCP", "DNS", "truncated", "fragment"])
+def test_what_is_not_decapsulated_stays(steering, frame):
+    assert steering.run(frame) == (XDP_PASS, None)
+
+
+def test_an_empty_map_passes_frames_on(xdp):
+    with contextlib.closing(Steering(CPUMAP, empty=True)) as program:
+        for here, there in pairs(IP):
+            assert program.run(wrap(MACS / IP(src=here, dst=there))) == (XDP_PASS, None)
+
+
+# On a cable
+
+
+def attached(settings: InterfaceConfig) -> list[str]:
+    return attachment.attach(SENSOR_INTERFACE, settings)
+
+
+def interface() -> dict:
+    found, = stats.snapshot(SENSOR_INTERFACE)
+    return found
+
+
+def wait_until_arrived(frames: int) -> dict:
+    """The interface's counters when that many have been handed over and none waits any more."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        found = interface()
+        if sum(cpu["steered"] for cpu in found["cpus"].values()) == frames and \
+                not any(cpu["dropped"] for cpu in found["cpus"].values()):
+            return found
+        assert time.monotonic() < deadline, found["cpus"]
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("vlan", ["restore", "strip"])
+@pytest.mark.parametrize("settings", [
+    CPUMAP, RPS, InterfaceConfig(spread="cpumap", spread_cpus=CPUS, mode="generic", isolate=False),
+    InterfaceConfig(spread="cpumap", spread_cpus=CPUS, isolate=False)],
+    ids=["cpumap", "rps", "generic cpumap", "cpumap without isolation"])
+def test_every_frame_arrives_as_it_was_mirrored(cable, settings, vlan):
+    attached(dataclasses.replace(settings, vlan=vlan))
+    cable.wait_for_carrier()
+    packets = list(traffic.synthetic(100, 3000)) if vlan == "restore" else [
+        traffic.Packet(bytes(wrap(MACS / IP(src=here, dst=there) / UDP() / Raw(bytes(number)))),
+                       bytes(MACS / IP(src=here, dst=there) / UDP() / Raw(bytes(number))))
+        for number, (here, there) in enumerate(pairs(IP))]
+    with FanoutWorkers(cable, 2, operator.attrgetter("mirrored")) as workers:
+        lab.mirror(cable, packets, workers)
+        result = workers.finish()
+    assert (result.missing, result.unexpected, result.identical) == (0, 0, len(packets))
+    decapsulated = interface()["counters"]["decapsulated"]["packets"]
+    assert decapsulated >= CONVERSATIONS
+    if settings.spread == "cpumap":
+        found = wait_until_arrived(decapsulated)
+        assert set(found["cpus"]) == {str(cpu) for cpu in CPUS}
+
+
+def receive(tap: socket.socket, count: int) -> list[bytes]:
+    tap.settimeout(TIMEOUT)
+    return [tap.recv(1 << 16) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def tapped() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:  # 3: ETH_P_ALL
+        tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+        tap.bind((SENSOR_INTERFACE, 0))
+        yield tap
+
+
+@pytest.mark.parametrize("settings", [CPUMAP, RPS], ids=["cpumap", "rps"])
+@pytest.mark.parametrize("swaps", [0, 6])
+def test_the_order_within_a_flow_is_kept(cable, settings, swaps):
+    """Over swaps as well, since what waits in the queues stays in them."""
+    attached(settings)
+    cable.wait_for_carrier()
+    flows = [MACS / IP(src=here, dst=there) / UDP(chksum=0) / b"order" for here, there in pairs(IP)]
+    frames = [bytes(wrap(flow, vlan=0)) for flow in flows]
+    rounds = 300
+    with tapped() as tap:
+        for number in range(rounds):
+            if swaps and number % (rounds // swaps) == 0:
+                attached(dataclasses.replace(settings, sessions=number // (rounds // swaps) % 2 == 1))
+            for frame in frames:
+                cable.send(frame[:-5] + struct.pack("!xI", number))
+        numbers: dict[bytes, list[int]] = {}
+        for frame in receive(tap, rounds * len(frames)):
+            numbers.setdefault(frame[26:34], []).append(struct.unpack("!I", frame[-4:])[0])
+    assert len(numbers) == len(frames)
+    assert all(found == list(range(rounds)) for found in numbers.values())
+
+
+def test_segments_are_not_merged(cable):
+    attached(CPUMAP)
+    cable.wait_for_carrier()
+    segments = [bytes(MACS / IP(src="10.0.0.1", dst="10.0.0.2") / TCP(seq=1000 * number, flags="A") / Raw(bytes(1000)))
+                for number in range(200)]
+    with tapped() as tap:
+        for segment in segments:
+            cable.send(bytes(wrap(segment, vlan=0)))
+        assert receive(tap, len(segments)) == segments
+
+
+def test_what_full_queues_drop_is_counted(cable):
+    """Frames come faster than a queue of one frame can take them; those that arrive are counted at a tap."""
+    attached(dataclasses.replace(CPUMAP, spread_queue=1))
+    cable.wait_for_carrier()
+    with tapped() as tap:
+        with cable.switch.entered():
+            with Links() as links:
+                index = links.find(SWITCH_INTERFACE).index
+            layout = generate.layout_of(512, 0, False)
+            with generate.loaded(index, layout, 2000, 1) as program:
+                bpf.run_live(program, layout.frame, 200_000)
+        deadline, seen = time.monotonic() + TIMEOUT, -1
+        arrived = 0
+        while arrived != seen and time.monotonic() < deadline:
+            time.sleep(0.3)
+            seen = arrived
+            # Since the last call; those that found no room in the socket's buffer are among them.
+            packets, _ = struct.unpack("=II", tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+            arrived += packets
+    found = interface()
+    steered = sum(cpu["steered"] for cpu in found["cpus"].values())
+    dropped = sum(cpu["dropped"] for cpu in found["cpus"].values())
+    assert steered == found["counters"]["decapsulated"]["packets"] > 0
+    assert dropped == steered - arrived > 0
+    said = subprocess.run([*COMMAND, "stats", SENSOR_INTERFACE], capture_output=True, text=True, check=True,
+                          timeout=TIMEOUT).stdout
+    assert "to CPU" in said and "dropped" in said
+
+
+def test_counters_go_on_over_swaps_to_other_cpus(cable):
+    attached(CPUMAP)
+    cable.wait_for_carrier()
+    frames = [bytes(wrap(MACS / IP(src=here, dst=there))) for here, there in pairs(IP)]
+    for frame in frames:
+        cable.send(frame)
+    wait_until_arrived(len(frames))
+    attached(InterfaceConfig(spread="cpumap", spread_cpus=CPUS[:1]))
+    for frame in frames:
+        cable.send(frame)
+    before = wait_until_arrived(2 * len(frames))
+    assert before["cpus"][str(CPUS[1])]["steered"] < len(frames) < before["cpus"][str(CPUS[0])]["steered"]
+
+
+# Receive packet steering
+
+
+def masks() -> dict[str, str]:
+    with Links() as links:
+        return rps.masks(links.find(SENSOR_INTERFACE))
+
+
+def test_rps_comes_and_goes(cable):
+    before = masks()
+    said = attached(RPS)
+    wanted = rps.mask_of(CPUS)
+    assert f"{SENSOR_INTERFACE}: set receive packet steering of rx-0 to {wanted}" in said
+    assert all(rps.same(mask, wanted) for mask in masks().values())
+    assert not [line for line in attached(RPS) if "steering" in line]
+    assert f"{SENSOR_INTERFACE}: receive packet steering of rx-0 is as before" in \
+        attachment.detach(SENSOR_INTERFACE)
+    assert masks() == before
+
+
+def test_a_mask_that_was_there_comes_back(cable):
+    with Links() as links:
+        rps.write(links.find(SENSOR_INTERFACE), {"rx-0": rps.mask_of(CPUS[1:])})
+    before = masks()
+    attached(RPS)
+    attached(InterfaceConfig(spread="rps", spread_cpus=CPUS[:1]))
+    assert masks() != before
+    attached(InterfaceConfig())
+    assert masks() == before
+    attached(RPS)
+    attachment.detach(SENSOR_INTERFACE)
+    assert masks() == before
+
+
+def test_a_mask_that_somebody_else_has_set_since_stays(cable):
+    attached(RPS)
+    with Links() as links:
+        rps.write(links.find(SENSOR_INTERFACE), {"rx-0": rps.mask_of(CPUS[1:])})
+    attachment.detach(SENSOR_INTERFACE)
+    assert rps.same(masks()["rx-0"], rps.mask_of(CPUS[1:]))
+
+
+def test_an_attach_that_ends_at_the_mask_is_mended_by_the_next(cable, monkeypatch):
+    before = masks()
+
+    def fail(link: Link, wanted: dict[str, str]) -> None:
+        write(link, wanted)
+        raise KeyboardInterrupt
+
+    write = rps.write
+    monkeypatch.setattr(rps, "write", fail)
+    with pytest.raises(KeyboardInterrupt):
+        attached(RPS)
+    monkeypatch.undo()
+    assert masks() != before
+    attachment.detach(SENSOR_INTERFACE)
+    assert masks() == before
+
+
+@pytest.mark.parametrize("cpus, mask", [((0,), "00000001"), ((1, 33), "00000002,00000002"),
+                                        ((64,), "00000001,00000000,00000000")])
+def test_masks_are_as_the_kernel_writes_them(cpus, mask):
+    assert rps.mask_of(cpus) == mask
+    assert rps.same(mask, mask.lstrip("0"))
+    assert not rps.same(mask, rps.mask_of([2]))
+
+
+# Jumbo frames
+
+
+@pytest.fixture
+def jumbo(xdp, monkeypatch) -> Iterator[Cable]:
+    monkeypatch.setattr(cables, "MTU", 9000)
+    with Cable() as cable, cable.sensor.entered():
+        yield cable
+
+
+@pytest.mark.parametrize("settings, mode", [
+    (InterfaceConfig(), "native, multi-buffer"), (CPUMAP, "native, multi-buffer"), (RPS, "native, multi-buffer"),
+    (InterfaceConfig(mode="generic"), "generic")], ids=["none", "cpumap", "rps", "generic"])
+def test_jumbo_frames(jumbo, settings, mode):
+    said = attached(settings)
+    assert any(f"attached ({mode}, program" in line for line in said)
+    assert "already attached" in "\n".join(attached(settings))
+    jumbo.wait_for_carrier()
+    frames = [bytes(MACS / IP(src=here, dst=there) / UDP() / Raw(os.urandom(size)))
+              for (here, there), size in zip(pairs(IP), itertools.cycle((10, 1400, 3000, 3600, 5000, 8800)))]
+    with tapped() as tap:
+        for frame in frames:
+            jumbo.send(bytes(wrap(frame, vlan=0)))
+        assert sorted(receive(tap, len(frames))) == sorted(frames)
+    assert interface()["counters"]["decapsulated"]["packets"] == len(frames)
+
+
+@pytest.mark.parametrize("settings", [InterfaceConfig(vlan="strip"), InterfaceConfig(spread="cpumap", vlan="strip")],
+                         ids=["none", "cpumap"])
+def test_what_follows_a_datagram_is_cut_or_the_frame_stays_as_it_is(jumbo, settings):
+    """Some of what is short enough to lie in one piece is cut, none of what is not."""
+    attached(settings)
+    jumbo.wait_for_carrier()
+    mirrored = [bytes(MACS / IP(src="10.0.0.1", dst="10.0.0.2") / UDP() / Raw(os.urandom(size)))
+                for size in (100, 6000)]
+    sent = [bytes(wrap(frame)) + b"padding" for frame in mirrored]
+    with tapped() as tap:
+        for frame in sent:
+            jumbo.send(frame)
+        assert sorted(receive(tap, 2)) == sorted([mirrored[0], sent[1]])
+    counted = {name: counter["packets"] for name, counter in interface()["counters"].items() if counter["packets"]}
+    assert counted == {"decapsulated": 1, "failed": 1}
+
+
+def test_a_swap_takes_jumbo_frames_still(jumbo):
+    attached(InterfaceConfig())
+    assert any("swapped the program (native, multi-buffer" in line for line in attached(InterfaceConfig(depth=1)))
+
+
+# What is chosen, and why
+
+LINK = Link("eth9", 9, "", 1500, None, None)
+
+
+@pytest.fixture
+def host(monkeypatch) -> SimpleNamespace:
+    """A host as the test wants it."""
+    made = SimpleNamespace(online="0-7", isolated="", receiving=set(), redirects=True, kernel=(6, 1),
+                           masks={"rx-0": "0"})
+    monkeypatch.setattr(spread, "_listed", lambda name: set(config.parse_cpu_list(getattr(made, name))))
+    monkeypatch.setattr(spread, "_receiving", lambda link: made.receiving)
+    monkeypatch.setattr(spread, "_redirects", lambda link: made.redirects)
+    monkeypatch.setattr(spread, "_kernel", lambda: made.kernel)
+    monkeypatch.setattr(rps, "masks", lambda link: made.masks)
+    return made
+
+
+def planned(mode: str = "native", **settings: object) -> tuple[str, str, str]:
+    found = spread.plan(LINK, InterfaceConfig(**{"spread": "auto", **settings}), mode)
+    return found.how, config.cpu_list(found.cpus), found.reason
+
+
+def test_none_is_the_default(host):
+    assert spread.plan(LINK, InterfaceConfig(), "native") == ("none", (), "as configured")
+
+
+def test_auto_hands_frames_on_where_it_can(host):
+    assert planned() == ("cpumap", "0-7", "frames can be redirected; of 0-7")
+    host.redirects = None
+    assert planned()[0] == "cpumap"
+    host.redirects = False
+    assert planned() == ("rps", "0-7", "the driver's native XDP cannot redirect; of 0-7")
+    host.masks = {}
+    assert planned() == ("none", "", "the driver's native XDP cannot redirect")
+
+
+def test_auto_in_generic_mode(host):
+    how, cpus, reason = planned("generic")
+    assert (how, cpus) == ("none", "") and "isolate" in reason
+    assert planned("generic", isolate=False)[0] == "cpumap"
+    host.kernel = (5, 14)
+    assert planned("generic", isolate=False) == ("none", "", "in generic mode it needs Linux 5.15")
+
+
+def test_the_cpus_are_those_that_have_nothing_else_to_do(host):
+    host.receiving, host.isolated = {0, 1}, "6-7"
+    assert planned() == ("cpumap", "2-5", "frames can be redirected; of 0-7, less 0-1 the NIC's, 6-7 isolated")
+    assert planned(spread_avoid=(4, 5))[1:] == (
+        "2-3", "frames can be redirected; of 0-7, less 0-1 the NIC's, 4-5 to be avoided, 6-7 isolated")
+    host.receiving = set(range(8))
+    assert planned()[1] == "0-5"
+    assert planned(spread_cpus=(1, 7)) == ("cpumap", "1,7", "frames can be redirected; as configured")
+
+
+@pytest.mark.parametrize("online, receiving, avoid", [("0", set(), ()), ("0-1", {0}, (1,)), ("0-1", set(), (0, 1))])
+def test_where_no_other_cpu_is_left(host, online, receiving, avoid):
+    host.online, host.receiving = online, receiving
+    how, cpus, reason = planned(spread_avoid=avoid)
+    assert (how, cpus) == ("none", "") and reason.startswith("no other CPU is left")
+    with pytest.raises(XdpErmError, match=r"eth9: spread: cpumap is impossible here: no other CPU is left"):
+        planned(spread="cpumap", spread_avoid=avoid)
+
+
+@pytest.mark.parametrize("settings, mode, reason", [
+    ({"spread": "rps"}, "generic", "generic XDP runs after receive packet steering"),
+    ({"spread": "cpumap"}, "generic", r"loses the mark .* \(isolate\)"),
+])
+def test_what_is_impossible_is_refused(host, settings, mode, reason):
+    with pytest.raises(XdpErmError, match=rf"eth9: spread: {settings['spread']} is impossible here: .*{reason}"):
+        planned(mode, **settings)
+
+
+def test_a_cpu_that_is_not_there_is_refused(host):
+    with pytest.raises(XdpErmError, match=r"eth9: spread_cpus: CPU 8 is not online \(online: 0-7\)"):
+        planned(spread_cpus=(3, 8))
+
+
+def test_a_driver_says_whether_it_redirects(cable):
+    with Links() as links:
+        assert spread._redirects(links.find(SENSOR_INTERFACE)) is not False
+        assert spread._receiving(links.find(SENSOR_INTERFACE)) == set()
+
+
+def test_a_refused_attach_changes_nothing(cable):
+    before = masks()
+    for settings in ({"spread": "rps", "mode": "generic"}, {"spread": "cpumap", "spread_cpus": [4095]}):
+        with pytest.raises(XdpErmError, match="spread"):
+            attached(InterfaceConfig(**{**settings, "spread_cpus": tuple(settings.get("spread_cpus", ()))}))
+    with Links() as links:
+        assert links.find(SENSOR_INTERFACE).program_id is None
+    assert masks() == before
+
+
+def test_status_tells_how_and_why(cable):
+    attached(CPUMAP)
+    said = subprocess.run([*COMMAND, "status", "--json"], capture_output=True, text=True, check=True, timeout=TIMEOUT)
+    found, = json.loads(said.stdout)["interfaces"]
+    assert found["spread"] == {"how": "cpumap", "cpus": list(CPUS), "reason": "as configured"}
+    said = subprocess.run([*COMMAND, "status"], capture_output=True, text=True, check=True, timeout=TIMEOUT)
+    assert f"cpumap {config.cpu_list(CPUS)}" in said.stdout

@@ -1,0 +1,143 @@
+"""Where decapsulated frames go on: on the CPU they came to, or over several.
+
+A mirror session is one flow to the NIC, so one CPU gets all of it. Two ways lead to others: the program hands each
+frame to the CPU of its inner flow (cpumap), or the kernel does so once it is decapsulated (RPS, see rps.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from . import rps
+from .config import InterfaceConfig, cpu_list, parse_cpu_list
+from .errors import XdpErmError
+from .links import Link
+
+_CPUS = Path("/sys/devices/system/cpu")
+
+# uapi linux/netdev.h
+_DEV_GET, _REDIRECT = 1, 1 << 1  # a command, and a bit of the XDP features
+
+
+class Plan(NamedTuple):
+    """What becomes of `spread` on one interface, in one mode of XDP."""
+
+    how: str
+    """none, rps or cpumap"""
+    cpus: tuple[int, ...]
+    """That take part."""
+    reason: str
+
+    def line(self, link: Link) -> str:
+        """For people."""
+        over = f" over CPUs {cpu_list(self.cpus)}" if self.cpus else ""
+        return f"{link.name}: spread: {self.how}{over} ({self.reason})"
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The CPUs that the program itself hands frames to."""
+        return self.cpus if self.how == "cpumap" else ()
+
+
+def plan(link: Link, config: InterfaceConfig, mode: str) -> Plan:
+    """How to spread in XDP mode `mode`. XdpErmError: what is asked for is impossible there."""
+    if config.spread == "none":
+        return Plan("none", (), "as configured")
+    cpus, reason = _cpus(link, config)
+    obstacles = {"rps": _no_rps(link, mode), "cpumap": _no_cpumap(link, config, mode)}
+    if config.spread != "auto":
+        obstacle = obstacles[config.spread] or (None if cpus else reason)
+        if obstacle:
+            raise XdpErmError(f"{link.name}: spread: {config.spread} is impossible here: {obstacle}")
+        return Plan(config.spread, cpus, reason)
+    if not cpus:
+        return Plan("none", (), reason)
+    # cpumap first: it keeps fragments, ICMP errors and IPv6 flows with flow labels together, which RPS does not.
+    for how, why in (("cpumap", "frames can be redirected"), ("rps", obstacles["cpumap"])):
+        if not obstacles[how]:
+            return Plan(how, cpus, f"{why}; {reason}")
+    return Plan("none", (), str(obstacles["cpumap"]))
+
+
+def _cpus(link: Link, config: InterfaceConfig) -> tuple[tuple[int, ...], str]:
+    """The CPUs, and why these; none, and why."""
+    online = _listed("online")
+    if config.spread_cpus:
+        missing = set(config.spread_cpus) - online
+        if missing:
+            raise XdpErmError(f"{link.name}: spread_cpus: CPU {min(missing)} is not online (online: "
+                              f"{cpu_list(sorted(online))})")
+        return config.spread_cpus, "as configured"
+    avoided, isolated, receiving = set(config.spread_avoid) & online, _listed("isolated"), _receiving(link)
+    usable = online - avoided - isolated
+    # A NIC with as many queues as there are CPUs has no CPU to itself.
+    cpus = usable - receiving or usable
+    left_out = [f"{cpu_list(sorted(those))} {what}" for those, what in (
+        (receiving - cpus, "the NIC's"), (avoided, "to be avoided"), (isolated & online, "isolated")) if those]
+    reason = f"of {cpu_list(sorted(online))}" + (f", less {', '.join(left_out)}" if left_out else "")
+    if not cpus or len(online) == 1 or (cpus == receiving and len(cpus) == 1):
+        return (), f"no other CPU is left {reason}; spread_cpus names some"
+    return tuple(sorted(cpus)), reason
+
+
+def _listed(name: str) -> set[int]:
+    return set(parse_cpu_list((_CPUS / name).read_text().strip()))
+
+
+def _receiving(link: Link) -> set[int]:
+    """The CPUs that the interface's interrupts go to; none where it has no interrupts of its own."""
+    cpus: set[int] = set()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), rps.sysfs() as root:
+        for interrupt in rps.names(root, f"class/net/{link.name}/device/msi_irqs"):
+            with contextlib.suppress(OSError):  # not in use
+                text = Path(f"/proc/irq/{interrupt}/effective_affinity_list").read_text()
+                cpus.update(parse_cpu_list(text.strip()))
+    return cpus
+
+
+def _no_rps(link: Link, mode: str) -> str | None:
+    if mode == "generic":
+        return "generic XDP runs after receive packet steering"
+    return None if rps.masks(link) else "this kernel has no receive packet steering (CONFIG_RPS)"
+
+
+def _no_cpumap(link: Link, config: InterfaceConfig, mode: str) -> str | None:
+    if mode == "generic":
+        if config.isolate:
+            return "in generic mode it loses the mark that keeps decapsulated frames from the host (isolate)"
+        if _kernel() < (5, 15):
+            return "in generic mode it needs Linux 5.15"
+    elif _redirects(link) is False:
+        return "the driver's native XDP cannot redirect"
+    return None
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+
+
+def _redirects(link: Link) -> bool | None:
+    """Whether the driver says that its native XDP can redirect; None: the kernel does not tell (before Linux 6.3)."""
+    from pyroute2.netlink import NLM_F_REQUEST, genlmsg
+    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.netlink.generic import GenericNetlinkSocket
+
+    class Device(genlmsg):  # type: ignore[misc]
+        prefix = "NETDEV_A_DEV_"
+        nla_map = tuple((f"NETDEV_A_DEV_{name}", kind) for name, kind in (
+            ("UNSPEC", "none"), ("IFINDEX", "uint32"), ("PAD", "none"), ("XDP_FEATURES", "uint64")))
+
+    with contextlib.closing(GenericNetlinkSocket()) as netlink:
+        try:
+            netlink.bind("netdev", Device)
+            request = Device()
+            request["cmd"], request["version"] = _DEV_GET, 1
+            request["attrs"] = [("NETDEV_A_DEV_IFINDEX", link.index)]
+            answer = netlink.nlm_request(request, msg_type=netlink.prid, msg_flags=NLM_F_REQUEST)[0]
+        except NetlinkError:
+            return None
+        return bool(answer.get_attr("NETDEV_A_DEV_XDP_FEATURES") & _REDIRECT)
