@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause OR GPL-2.0-only */
 /*
  * Strips HP ERM (Ethernet, IPv4, UDP, 12-byte header) from a mirrored frame, so that the kernel sees the frame as it
- * was on the mirrored port. Every packet gets one verdict, is counted at one exit and is passed on: this program
- * never drops.
+ * was on the mirrored port. Every packet gets one verdict, is counted at one exit and is passed on, or handed to
+ * another CPU that passes it on: this program never drops.
  *
  * xdp_erm_py/compiler.py compiles it with what is configured:
  *	ERM_IS_PORT(port)	whether a UDP destination port (host byte order) carries ERM

@@ -96,6 +96,8 @@ export {
 		counters: Counters;
 		## Packets that the interface received and the host dropped, where known.
 		host_drops: count &optional;
+		## Decapsulated packets that the queues to other CPUs had no room for, where they are spread so (``cpumap``).
+		queue_drops: count &optional;
 		## The sessions that sent something in the interval.
 		sessions: vector of Session;
 	};
@@ -129,6 +131,8 @@ export {
 		decapsulated_share: double &log &optional;
 		## Packets that the interface received and the host dropped, where known.
 		host_drops: count &log &optional;
+		## Decapsulated packets that the queues to other CPUs had no room for, where they are spread so (``cpumap``).
+		queue_drops: count &log &optional;
 	};
 
 	## The columns of ``xdp_erm_sessions.log``.
@@ -238,6 +242,8 @@ event report(r: Report)
 
 	if ( r?$host_drops )
 		info$host_drops = r$host_drops;
+	if ( r?$queue_drops )
+		info$queue_drops = r$queue_drops;
 
 	Log::write(LOG, info);
 	write_sessions(r);

@@ -39,6 +39,14 @@ global host_drops_family = Telemetry::register_counter_family(Telemetry::MetricO
     $help_text="Packets that the interface received and the host dropped",
 ));
 
+global queue_drops_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
+    $prefix="zeek",
+    $name="xdp-erm-queue-drops",
+    $unit="",
+    $label_names=vector("host", "interface"),
+    $help_text="Decapsulated packets that the queues to other CPUs had no room for",
+));
+
 global sessions_family = Telemetry::register_gauge_family(Telemetry::MetricOpts(
     $prefix="zeek",
     $name="xdp-erm-sessions",
@@ -73,6 +81,9 @@ hook reported(r: Report)
 
 	if ( r?$host_drops )
 		Telemetry::counter_family_inc(host_drops_family, vector(r$host, r$interface), r$host_drops);
+
+	if ( r?$queue_drops )
+		Telemetry::counter_family_inc(queue_drops_family, vector(r$host, r$interface), r$queue_drops);
 
 	Telemetry::gauge_family_set(sessions_family, vector(r$host, r$interface), |r$sessions|);
 	}

@@ -37,7 +37,7 @@ HOST = "sensor"
 
 
 def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, session: int | None = None,
-            **counters: int) -> dict[str, Any]:
+            queue_drops: tuple[int, ...] = (), **counters: int) -> dict[str, Any]:
     """One interface as stats.snapshot() describes it; bytes are 100 times packets."""
     counted = {name: {"packets": 0, "bytes": 0} for name in shared.COUNTERS}
     for name, value in {"decapsulated": packets, **counters}.items():
@@ -46,14 +46,15 @@ def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, 
         {"source": "198.51.100.1", "source_port": 5, "packets": session, "bytes": 100 * session,
          "last_seen": "2023-11-14T22:13:21.500Z"}]
     return {"name": "lo", "ifindex": ifindex, "mode": "native", "program_id": 1, "attached_at": attached_at,
-            "config": {}, "counters": counted, "sessions": sessions}
+            "config": {}, "counters": counted, "sessions": sessions,
+            "cpus": {str(cpu): {"steered": 1000, "dropped": dropped} for cpu, dropped in enumerate(queue_drops)}}
 
 
 class Report:
     """The report in a message, taken apart by the field order of XDP_ERM::Report."""
 
     FIELDS = ("version", "sequence", "ts", "host", "interface", "mode", "attached_at", "ts_delta", "counters", "drops",
-              "sessions")
+              "queue_drops", "sessions")
 
     def __init__(self, text: str) -> None:
         decoded = events.decode(text)
@@ -107,7 +108,7 @@ def test_first_report_counts_since_the_attachment(ends: Path) -> None:
     message, = Reporter(HOST, ends, Readings(reading(10, not_erm=3, session=9))).collect()
     report = Report(message.text)
     assert report.types == ["count", "count", "timestamp", "string", "string", "string", "timestamp", "timespan",
-                            "vector", "none", "vector"]
+                            "vector", "none", "none", "vector"]
     assert report.packets == {"decapsulated": 10, "not_erm": 3}
     assert report.sessions == [["198.51.100.1", "5/udp", 9, 900, "2023-11-14T22:13:21.500"]]
     assert (report["host"], report["interface"], report["mode"]) == (HOST, "lo", "native")
@@ -222,6 +223,18 @@ def test_host_drops_are_those_of_the_interval(ends: Path, monkeypatch: pytest.Mo
     reporter = Reporter(HOST, ends, Readings(reading(1)))
     assert Report(reporter.collect()[0].text).fields["drops"] == events.NONE
     assert Report(reporter.collect()[0].text)["drops"] == 7
+
+
+def test_queue_drops_are_those_of_the_interval(ends: Path) -> None:
+    """Also where what waited at a reading has arrived by the next one, and where the queues are gone."""
+    readings = Readings()
+    reporter = Reporter(HOST, ends, readings)
+    reported = []
+    for dropped in ((100, 20), (90, 30), (91, 30), (91, 38), (), (5,)):
+        readings.now = [reading(1, queue_drops=dropped)]
+        report = Report(reporter.collect()[0].text)
+        reported.append(None if report.fields["queue_drops"] == events.NONE else report["queue_drops"])
+    assert reported == [120, 0, 1, 8, None, 5]
 
 
 def test_host_drops_are_read_from_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

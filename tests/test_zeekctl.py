@@ -361,14 +361,17 @@ def test_settings_get_to_the_program_and_to_the_scripts(stopped):
     """Those of a node before those for all, those of a file on the host below both; quoted, whatever is in them."""
     cluster = stopped
     cluster.machine.shell("printf 'defaults: {depth: 2, vlan: tagged}\\n' >\"/run/it's here; touch x.yaml\"")
-    cluster.configure(nodes(xdp_erm_vlan="strip", xdp_erm_sessions="0", xdp_erm_isolate="0"),
+    cluster.configure(nodes(xdp_erm_vlan="strip", xdp_erm_sessions="0", xdp_erm_isolate="0", pin_cpus="0"),
+                      xdp_erm_spread="auto", xdp_erm_spread_queue="64", xdp_erm_spread_ports="1",
                       xdp_erm_port="7933, 7932 7934", xdp_erm_vlan="restore",
                       xdp_erm_sources="198.51.100.0/24", xdp_erm_interval="60",
                       xdp_erm_config="/run/it's here; touch x.yaml", xdp_erm_publish="0")
     cluster.zeekctl("deploy")
     assert cluster.status()[0]["config"] == {
         "port": [7932, 7933, 7934], "vlan": "strip", "depth": 2, "mode": "auto", "sources": ["198.51.100.0/24"],
-        "targets": [], "sessions": False, "set_mtu": False, "isolate": False}
+        "targets": [], "sessions": False, "set_mtu": False, "isolate": False, "spread": "auto", "spread_cpus": [],
+        "spread_avoid": [0], "spread_queue": 64, "spread_ports": True}
+    assert 0 not in cluster.status()[0]["spread"]["cpus"]
     assert cluster.publisher() is None
     assert config_script(cluster.prefix) == (
         "@ifdef ( XDP_ERM::ports )\n"

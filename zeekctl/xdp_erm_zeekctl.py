@@ -36,6 +36,10 @@ OPTIONS = (
     ("sessions", "", "0: do not count by switch session."),
     ("set_mtu", "", "1: raise an MTU that is too small for full-size mirrored frames."),
     ("isolate", "", "0: let the hosts' own network stacks have the decapsulated frames, too."),
+    ("spread", "", "Spread decapsulated frames over CPUs: none, auto, rps or cpumap."),
+    ("spread_cpus", "", "These CPUs, like 2-5,8; else all but the NIC's and those that Zeek is pinned to."),
+    ("spread_queue", "", "Frames that wait for a CPU at most (cpumap)."),
+    ("spread_ports", "", "1: let flows of one pair of addresses go to different CPUs (cpumap)."),
     ("on_failure", "fallback", "Where attaching fails: fallback (workers start without) or veto (they do not start)."),
     ("detach_on_stop", "0", "Detach when the last worker of an interface was stopped (0 or 1)."),
     ("command_prefix", "", "What makes a command run as root on the hosts, such as sudo -n."),
@@ -47,10 +51,12 @@ OPTIONS = (
 
 # How the helper's command line says settings.
 _FLAGS = {"config": "--config", "port": "--port", "vlan": "--vlan", "depth": "--depth", "mode": "--mode",
-          "sources": "--source", "targets": "--target"}
-_LISTS = ("port", "sources", "targets")
+          "sources": "--source", "targets": "--target", "spread": "--spread", "spread_cpus": "--spread-cpus",
+          "spread_queue": "--spread-queue"}
+_LISTS = ("port", "sources", "targets", "spread_cpus")
 # It has a flag for one of two values, the one that is not the default.
-_SWITCHES = {"sessions": (False, "--no-sessions"), "set_mtu": (True, "--set-mtu"), "isolate": (False, "--no-isolate")}
+_SWITCHES = {"sessions": (False, "--no-sessions"), "set_mtu": (True, "--set-mtu"), "isolate": (False, "--no-isolate"),
+             "spread_ports": (True, "--spread-ports")}
 
 # What node.cfg can set for a worker, as xdp_erm.NAME, over what zeekctl.cfg says.
 NODE_KEYS = ("attach", *_FLAGS, *_SWITCHES)
@@ -333,6 +339,9 @@ class XdpErm(ZeekControl.plugin.Plugin):
         for name, (value, flag) in _SWITCHES.items():
             if _BOOLEANS.get(self._setting(node, name).lower()) is value:
                 arguments.append(flag)
+        pinned = [other.pin_cpus for other in self.nodes() if other.addr == node.addr and other.pin_cpus]
+        if pinned:
+            arguments.append(f"--spread-avoid={','.join(pinned)}")
         return arguments
 
     def _mistakes(self) -> list[str]:

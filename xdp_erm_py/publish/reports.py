@@ -120,7 +120,7 @@ class Reporter:
                          for counter, value in interface["counters"].items()},
             "sessions": {f"{session['source']} {session['source_port']}": [session["packets"], session["bytes"]]
                          for session in interface["sessions"]},
-            "drops": drops,
+            "drops": drops, "queue_drops": _queue_drops(interface),
         }
         attached_at = _seconds(interface["attached_at"])
         begin = self._made.get(name)
@@ -136,6 +136,11 @@ class Reporter:
             # The counters began anew under the same attachment: a swap to a version with other maps.
             counted = end["counters"]
             begin = {"sessions": {}, "drops": begin["drops"]}
+        queue_drops = None
+        if end["queue_drops"] is not None:
+            # Frames that waited when the last report was made, and have arrived since, were in it.
+            end["queue_drops"] = max(end["queue_drops"], begin.get("queue_drops") or 0)
+            queue_drops = end["queue_drops"] - (begin.get("queue_drops") or 0)
         sequence = self._next_sequence(now)
         text = events.encode(events.REPORT_TOPIC, events.REPORT, events.vector([
             events.count(events.VERSION), events.count(sequence), events.timestamp(now), events.string(self._host),
@@ -143,6 +148,7 @@ class Reporter:
             events.timespan(max(duration, 0.0)),
             events.vector(_pair(counted[counter]) for counter in shared.COUNTERS),
             events.NONE if None in (drops, begin["drops"]) else events.count(max(drops - begin["drops"], 0)),
+            events.NONE if queue_drops is None else events.count(queue_drops),
             events.vector(_sessions(interface["sessions"], begin["sessions"])),
         ]))
         self._made[name] = end
@@ -156,6 +162,12 @@ class Reporter:
             events.timestamp(now), events.string(self._host), events.string(name),
             events.boolean(name in host_drops()))
         return Message.pack(name, sequence, text, None)
+
+
+def _queue_drops(interface: Snapshot) -> int | None:
+    """Frames that the queues to other CPUs had no room for; None: there are no such queues."""
+    cpus = interface["cpus"].values()
+    return sum(cpu["dropped"] for cpu in cpus) if cpus else None
 
 
 def _sessions(sessions: list[Snapshot], begin: dict[str, list[int]]) -> list[events.Value]:
