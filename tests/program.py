@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from xdp_erm_py import bpf, shared, stats
 from xdp_erm_py.attachment import descriptor
-from xdp_erm_py.compiler import Compiled
+from xdp_erm_py.compiler import PLAIN, Compiled, Variant
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.reference import Session
 
-XDP_PASS = 2
+XDP_PASS, XDP_REDIRECT = 2, 4
 MARK = struct.pack("=I", shared.ERM_MARK)
 
 
@@ -33,10 +33,12 @@ class Outcome(NamedTuple):
 class Program:
     """A compiled and loaded program; the with block unloads it."""
 
-    def __init__(self, config: InterfaceConfig, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, config: InterfaceConfig, options: tuple[str, ...] = (), variant: Variant = PLAIN) -> None:
         self._isolate = config.isolate
+        #: What it says of a frame that it has decapsulated.
+        self.action = XDP_REDIRECT if variant.cpus else XDP_PASS
         with contextlib.ExitStack() as stack:
-            compiled = stack.enter_context(Compiled(config, options=options))
+            compiled = stack.enter_context(Compiled(config, variant, options))
             self.fd = stack.enter_context(descriptor(compiled.load({})))
             self.maps = {name: stack.enter_context(bpf.Map(os.dup(fd))) for name, fd in compiled.maps.items()}
             self._stack = stack.pop_all()
@@ -50,8 +52,8 @@ class Program:
     def run(self, frame: bytes) -> Outcome:
         counters, sessions = self.counters(), self.sessions()
         result, left = bpf.test_run(self.fd, frame)
-        assert result == XDP_PASS
         moved = _moved(counters, self.counters())
+        assert result == (self.action if "decapsulated" in moved else XDP_PASS)
         if self._isolate and "decapsulated" in moved:
             # A test run gives the metadata with the frame.
             assert left[:len(MARK)] == MARK

@@ -16,7 +16,7 @@ import random
 import sys
 import time
 
-from fuzz.differential import CONFIGURATIONS, ENOUGH, Result, run
+from fuzz.differential import CASES, ENOUGH, Result, run
 from xdp_erm_py import shared
 
 
@@ -31,7 +31,7 @@ def main() -> int:
     if arguments.frames < 1 or arguments.processes < 1:
         parser.error("--frames and --processes must be 1 or more")
     print(f"--seed {arguments.seed} --frames {arguments.frames} --processes {arguments.processes}, "
-          f"{len(CONFIGURATIONS)} configurations", flush=True)
+          f"{len(CASES)} programs", flush=True)
 
     started = time.monotonic()
     total = Result()
@@ -48,7 +48,7 @@ def main() -> int:
 
 def unreached(result: Result) -> list[str]:
     """The verdicts and notes that no frame got."""
-    return [name for name in shared.COUNTERS if name != "failed" and not result.counted[name]]
+    return [name for name in shared.COUNTERS if not result.counted[name]]
 
 
 def show(result: Result, seconds: float) -> None:

@@ -14,10 +14,12 @@ from program import MARK, XDP_PASS, Counted, Program
 
 from fuzz.generator import LONGEST, Generator
 from xdp_erm_py import bpf, reference, shared
+from xdp_erm_py.compiler import PLAIN, Variant
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.reference import Decapsulation, Session
 
-CONFIGURATIONS = (
+#: Programs: the configuration, and what they depend on besides.
+CASES = tuple((config, PLAIN) for config in (
     InterfaceConfig(),
     InterfaceConfig(isolate=False),
     InterfaceConfig(vlan="tagged", depth=2, port=(7932, 7933)),
@@ -26,6 +28,11 @@ CONFIGURATIONS = (
     InterfaceConfig(vlan="strip", port=(7932, 7933), sessions=False),
     InterfaceConfig(depth=1, sessions=False, targets=(SENSOR,)),
     InterfaceConfig(sources=("198.51.100.1/32", "203.0.113.0/24"), targets=(SENSOR,), isolate=False),
+)) + (
+    (InterfaceConfig(), Variant(cpus=(0,))),
+    (InterfaceConfig(vlan="strip", isolate=False, spread_ports=True), Variant(cpus=(0, 0))),
+    (InterfaceConfig(), Variant(frags=True)),
+    (InterfaceConfig(vlan="tagged", isolate=False), Variant(cpus=(0,), frags=True)),
 )
 
 # Reading the counters takes as long as running some frames.
@@ -68,11 +75,12 @@ Shape = tuple[int, bool, bool, str]
 
 
 def run(seed: str, frames: int, share: tuple[int, int] = (0, 1), oracle: Oracle = reference.decapsulate,
-        configurations: Iterable[InterfaceConfig] = CONFIGURATIONS) -> Result:
+        cases: Iterable[tuple[InterfaceConfig, Variant]] = CASES) -> Result:
     """Compares at least `frames` distinct frames. Shares (number, of how many) have no frame in common."""
     result = Result()
     with contextlib.ExitStack() as stack:
-        subjects = [Subject(stack.enter_context(Program(config)), config, oracle) for config in configurations]
+        subjects = [Subject(stack.enter_context(Program(config, variant=variant)), config, variant, oracle)
+                    for config, variant in cases]
         source = distinct(Generator(seed), share)
         while result.frames < frames and len(result.mismatches) < ENOUGH:
             for subject in subjects:
@@ -95,14 +103,17 @@ def distinct(generator: Generator, share: tuple[int, int]) -> Iterator[bytes]:
 
 
 class Subject:
-    """One configuration: its program, and what has been counted by now."""
+    """One program, and what it has counted by now."""
 
-    def __init__(self, program: Program, config: InterfaceConfig, oracle: Oracle) -> None:
-        self._program, self._config, self._oracle = program, config, oracle
+    def __init__(self, program: Program, config: InterfaceConfig, variant: Variant, oracle: Oracle) -> None:
+        self._program, self._config, self._variant, self._oracle = program, config, variant, oracle
         self._stripped = dataclasses.replace(config, vlan="strip")
         # Asked of the kernel: how much of a long frame a program without multi-buffer support is shown, as it is on no
-        # interface. It is a page without what the kernel wants before and behind.
-        self._visible = program.run(bytes(max(LONGEST, mmap.PAGESIZE))).counters["not_erm"].bytes
+        # interface, and how much lies in the first piece with it. It is a page without what the kernel wants before and
+        # behind.
+        with Program(config) as plain:
+            self._piece = plain.run(bytes(max(LONGEST, mmap.PAGESIZE))).counters["not_erm"].bytes
+        self._visible = LONGEST if variant.frags else self._piece
         self._counters = program.counters()
         self._sessions: dict[Session, Counted] = {}
 
@@ -121,7 +132,8 @@ class Subject:
             for name in _counted(expected):
                 self._counters[name] = self._one_more(self._counters[name], frame)
             returned, left = bpf.test_run(self._program.fd, frame)
-            if returned != XDP_PASS or left != self._left(expected):
+            action = self._program.action if expected.verdict == "decapsulated" else XDP_PASS
+            if returned != action or left != self._left(expected):
                 result.mismatches.append(self._tell(frame, expected, f"returned {returned}, left {left.hex()}"))
             batch.append(frame)
             self._note(frame, expected, result)
@@ -134,7 +146,7 @@ class Subject:
         """All of them, since the program may have made one that nobody expects."""
         if self._program.sessions() != self._sessions:
             sessions = _moved(self._sessions, self._program.sessions())
-            result.mismatches.append(f"{self._config}: sessions that no frame has: {sessions}")
+            result.mismatches.append(f"{self._config}, {self._variant}: sessions that no frame has: {sessions}")
 
     def _one_more(self, counted: Counted, frame: bytes) -> Counted:
         return Counted(counted.packets + 1, counted.bytes + min(len(frame), self._visible))
@@ -152,11 +164,19 @@ class Subject:
     def _expected(self, frame: bytes) -> tuple[bytes, Decapsulation]:
         """The frame, and what shall come of it. One longer than what the program is shown is left as it is."""
         if len(frame) <= self._visible:
-            return frame, self._oracle(frame, self._config)
+            expected = self._oracle(frame, self._config)
+            if expected.verdict == "decapsulated" and len(frame) > self._piece and self._is_cut(frame):
+                expected = Decapsulation("failed", frame)  # a frame in several pieces is not cut
+            return frame, expected
         expected = self._oracle(frame[:self._visible], self._config)
         if expected.verdict == "decapsulated":  # the program would cut what it is not shown
             return frame[:self._visible], expected
         return frame, dataclasses.replace(expected, frame=frame)
+
+    def _is_cut(self, frame: bytes) -> bool:
+        """Whether the last byte is no part of the mirrored frame."""
+        changed = frame[:-1] + bytes([frame[-1] ^ 1])
+        return self._oracle(changed, self._stripped).frame == self._oracle(frame, self._stripped).frame
 
     def _left(self, expected: Decapsulation) -> bytes:
         """What a test run gives back: the metadata with the frame."""
@@ -177,13 +197,14 @@ class Subject:
                 told = self._tell(frame, expected, f"counted {counters}, {sessions}")
                 break
         else:
-            told = f"{self._config}: miscounted, but none alone: {' '.join(frame.hex() for frame in batch)}"
+            told = (f"{self._config}, {self._variant}: miscounted, but none alone: "
+                    f"{' '.join(frame.hex() for frame in batch)}")
         self._counters, self._sessions = self._program.counters(), self._program.sessions()
         return told
 
     def _tell(self, frame: bytes, expected: Decapsulation, seen: str) -> str:
-        return f"{self._config}\n  frame {frame.hex()}\n  expected {_counted(expected)}, {expected.session}, left " \
-               f"{self._left(expected).hex()}\n  {seen}"
+        return (f"{self._config}, {self._variant}\n  frame {frame.hex()}\n  expected {_counted(expected)}, "
+                f"{expected.session}, left {self._left(expected).hex()}\n  {seen}")
 
 
 def _counted(expected: Decapsulation) -> list[str]:

@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from fuzz.__main__ import unreached
-from fuzz.differential import CONFIGURATIONS, distinct, run
+from fuzz.differential import CASES, distinct, run
 from fuzz.generator import LONGEST, SHORTEST, Generator
 from xdp_erm_py.reference import Session, decapsulate
 
@@ -66,8 +66,8 @@ def test_a_wrong_oracle_is_noticed(xdp, error):
     def oracle(frame, config):
         return error(decapsulate(frame, config))
 
-    config = CONFIGURATIONS[0]
-    result = run("1", FRAMES, oracle=oracle, configurations=[config])
+    config, _ = CASES[0]
+    result = run("1", FRAMES, oracle=oracle, cases=CASES[:1])
     assert result.mismatches
     for mismatch in result.mismatches:
         frame = bytes.fromhex(mismatch.partition("frame ")[2].partition("\n")[0])
