@@ -416,12 +416,10 @@ static __always_inline u32 flow_hash(struct cursor packet, int ethertype)
 #endif
 	low = flow.source < flow.destination ? flow.source : flow.destination;
 	high = flow.source < flow.destination ? flow.destination : flow.source;
-	/* Multiplications by 2^64 / golden ratio carry each bit upwards, shifts bring them down again. */
+	/* Multiplications by 2^64 / golden ratio carry each bit upwards, the shift brings them down again in between. */
 	hash = low * 0x9e3779b97f4a7c15ULL;
 	hash = (hash ^ hash >> 32) + high + flow.protocol;
-	hash *= 0x9e3779b97f4a7c15ULL;
-	hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL;
-	return hash >> 32;
+	return hash * 0x9e3779b97f4a7c15ULL >> 32;
 }
 
 /* Hands the frame to the CPU of its flow. Where that cannot be, it goes on here. */

@@ -162,6 +162,13 @@ def test_fragments_stay_together(steering):
         assert len({steering.cpu(MACS / packet) for packet in (whole, *fragment(whole, 1000))}) == 1
 
 
+def test_fragments_have_no_ports(steering_by_ports):
+    """But the first of them, by which it must not go."""
+    for here, there in pairs(IP):
+        first, *others = fragment(IP(src=here, dst=there) / UDP(sport=50000, dport=53) / Raw(bytes(2500)), 1000)
+        assert len({steering_by_ports.cpu(MACS / packet) for packet in (first, *others)}) == 1
+
+
 def test_ipv6_fragments_stay_together(steering):
     for here, there in pairs(IPv6):
         header = IPv6(src=here, dst=there)
@@ -188,10 +195,19 @@ def test_icmpv6_errors_follow_what_they_are_about(steering, steering_by_ports, k
 
 @pytest.mark.parametrize("family, echo", [(IP, ICMP), (IPv6, ICMPv6EchoRequest)], ids=["ICMP", "ICMPv6"])
 def test_what_an_echo_carries_does_not_count(steering, family, echo):
-    quoted = bytes(IP(src="10.9.8.7", dst="10.6.5.4") / UDP())
+    quoted = bytes(IP(src="10.9.8.7", dst="10.6.5.4") / UDP() if family is IP else
+                   IPv6(src="2001:db8::7", dst="2001:db8::8") / UDP())
     for here, there in pairs(family):
         asked = MACS / family(src=here, dst=there) / echo()
         assert len({steering.cpu(asked / Raw(data)) for data in (b"", quoted)}) == 1
+
+
+def test_a_fragment_is_no_icmp_error_whatever_it_begins_with(steering):
+    error = bytes(ICMP(type=3) / IP(src="10.9.8.7", dst="10.6.5.4") / UDP())
+    for here, there in pairs(IP):
+        pieces = [IP(src=here, dst=there, proto=1, frag=offset, flags=flags) / Raw(error)
+                  for offset, flags in ((100, ""), (50, "MF"))]
+        assert len({steering.cpu(MACS / packet) for packet in (IP(src=here, dst=there) / ICMP(), *pieces)}) == 1
 
 
 def test_what_is_not_ip_goes_to_one_cpu(steering):
@@ -301,6 +317,20 @@ def test_the_order_within_a_flow_is_kept(cable, settings, swaps):
             numbers.setdefault(frame[26:34], []).append(struct.unpack("!I", frame[-4:])[0])
     assert len(numbers) == len(frames)
     assert all(found == list(range(rounds)) for found in numbers.values())
+
+
+def test_the_queues_stay_over_swaps_that_change_nothing_of_them(cable):
+    """Frames that wait in an old queue would be overtaken otherwise."""
+    def queues() -> int:
+        with Links() as links:
+            return attachment.find(links, SENSOR_INTERFACE).maps["cpus"]
+
+    attached(CPUMAP)
+    first = queues()
+    attached(dataclasses.replace(CPUMAP, depth=1))
+    assert queues() == first
+    attached(dataclasses.replace(CPUMAP, spread_queue=64))
+    assert queues() != first
 
 
 def test_segments_are_not_merged(cable):

@@ -348,7 +348,7 @@ def _carried(opened: contextlib.ExitStack, link: Link, current: Attachment | Non
 def _queues(state: dict[str, Any]) -> tuple[Any, ...]:
     """What the queues to other CPUs depend on, the program that runs there included."""
     return tuple(state.get(key) for key in ("version", "frags")) + (
-        state["config"].get("spread_queue"), state.get("spread", {}).get("cpus"))
+        state["config"].get("spread_queue"), *state.get("spread", {}).get("cpus", ()))
 
 
 def _write(state_map: bpf.Map, state: dict[str, Any]) -> None:
