@@ -108,6 +108,12 @@ def valid(sources: Sequence[str]) -> Iterator[Packet]:
         yield datagram(HEADER + bytes(MACS / IP(src=source, dst="10.9.0.1") / UDP(dport=53) / b"?"), 60000 + number)
 
 
+def write(path: Path, frames: Sequence[Packet]) -> None:
+    for number, frame in enumerate(frames):
+        frame.time = 1_700_000_000 + number / 1000
+    wrpcap(str(path), frames)
+
+
 @pytest.fixture(scope="module")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
     """A capture of hostile ERM with valid ERM in between, and the sources of what is mirrored there."""
@@ -116,10 +122,8 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
     sources = [f"10.9.1.{number}" for number in range(1, 51)]
     for number, frame in enumerate(valid(sources)):
         frames.insert(number * len(frames) // len(sources), frame)
-    for number, frame in enumerate(frames):
-        frame.time = 1_700_000_000 + number / 1000
     path = tmp_path_factory.mktemp("capture") / "hostile.pcap"
-    wrpcap(str(path), frames)
+    write(path, frames)
     return path, set(sources)
 
 
@@ -149,12 +153,17 @@ def test_nothing_is_read_past_the_end(capture, exact_pcap, tmp_path):
     assert sources <= {row["id.orig_h"] for row in rows if "tunnel_parents" in row}
 
 
-def test_valgrind_finds_what_the_skip_analyzer_reads_past_the_end(capture, exact_pcap, tmp_path):
-    """Proves that the test above can fail, on a Zeek before 9.0."""
+def test_valgrind_finds_what_the_skip_analyzer_reads_past_the_end(exact_pcap, tmp_path):
+    """Proves that the test above can fail, on a Zeek before 9.0.
+
+    No fragments here: Zeek puts them together in memory of their own, in which valgrind finds such reads in any case.
+    """
     version = subprocess.check_output([f"{ZEEK}/bin/zeek-config", "--version"], text=True)
     if int(version.partition(".")[0]) >= 9:
         pytest.skip(f"the SKIP analyzer of Zeek {version.strip()} checks lengths")
     script = tmp_path / "skip.zeek"
     script.write_text(SKIP_FALLBACK)
-    _, found = under_valgrind(capture[0], exact_pcap, tmp_path, str(script))
+    file = tmp_path / "short.pcap"
+    write(file, [datagram(bytes(length), 1 + length) for length in range(len(HEADER))])
+    _, found = under_valgrind(file, exact_pcap, tmp_path, str(script))
     assert "Invalid read" in found
