@@ -1,6 +1,7 @@
 ##! Opens the WebSocket server that the host's publisher connects to, on one node of each host: a standalone Zeek, or
 ##! the host's first worker.
 
+@load base/misc/version
 @load ./main
 
 module XDP_ERM;
