@@ -31,7 +31,7 @@ _STATE_KEY = bytes(4)
 _STATE_SLACK = 1024
 
 #: The maps that a new program takes over from the one it replaces.
-CARRIED_MAPS = ("counters", "own_sessions", "sessions", "steered", "arrived")
+CARRIED_MAPS = ("counters", "own_sessions", "sessions", "senders", "steered", "arrived")
 #: The queues to other CPUs, too, where nothing changes of them: what waits in old ones would be overtaken otherwise.
 QUEUES_MAP = "cpus"
 

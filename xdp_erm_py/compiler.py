@@ -152,6 +152,7 @@ class Compiled:
         names = ["counters"]
         names += ["sources"] if self._config.sources else []
         names += ["targets"] if self._config.targets else []
+        names += ["senders"] if self._config.sources or self._config.targets else []
         names += ["own_sessions", "sessions"] if self._config.sessions else []
         names += ["cpus", "lanes", "steered"] if self._variant.cpus else []
         return {name: self._program[name.encode()].map_fd for name in names}

@@ -22,6 +22,8 @@ _NOTHING = "xdp-erm is not attached to any interface of this network namespace"
 
 # Switch sessions shown while watching: the busiest ones, so that the table fits a screen.
 _SESSIONS_WATCHED = 10
+# Foreign senders shown: those with most packets. A flood of made-up ones would push everything else off the screen.
+_SENDERS_SHOWN = 10
 
 _GOOD, _BAD, _PLAIN = "green", "yellow", ""
 
@@ -89,6 +91,7 @@ def _tables(interfaces: list[dict[str, Any]]) -> Iterator[RenderableType]:
             yield _cpu_table(interface["cpus"])
         if interface["sessions"]:
             yield _session_table(interface["sessions"])
+        yield from _foreign(interface)
         yield Text()
 
 
@@ -121,6 +124,25 @@ def _session_table(sessions: Iterable[dict[str, Any]]) -> Table:
         table.add_row(f"{session['source']}:{session['source_port']}", f"{session['packets']:,}",
                       f"{session['bytes']:,}", session["last_seen"])
     return table
+
+
+def _foreign(interface: dict[str, Any]) -> Iterator[RenderableType]:
+    """Who sent what the allow lists keep out; nothing where there is nobody."""
+    senders = interface["foreign"]
+    if not senders:
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("foreign sender", min_width=21)
+    for column in ("packets", "bytes"):
+        table.add_column(column, justify="right", min_width=14)
+    table.add_column("last seen")
+    for sender in senders[:_SENDERS_SHOWN]:
+        table.add_row(sender["source"], f"{sender['packets']:,}", f"{sender['bytes']:,}", sender["last_seen"],
+                      style=_BAD)
+    yield table
+    hidden = len(senders) - _SENDERS_SHOWN
+    if hidden > 0:
+        yield Text(f"and {hidden} more: xdp-erm stats {interface['name']} --json", style="dim")
 
 
 def watch(name: str | None, seconds: float, as_json: bool) -> int:
@@ -189,6 +211,7 @@ def _rates(interfaces: list[dict[str, Any]], before: dict[int, dict[str, Any]], 
         hidden = len(interface["sessions"]) - _SESSIONS_WATCHED
         if hidden > 0:
             parts.append(Text(f"and {hidden} quieter sessions: xdp-erm stats {interface['name']}", style="dim"))
+        parts += _foreign(interface)
         parts.append(Text())
     return Group(*parts)
 
@@ -200,5 +223,6 @@ def _line(interface: dict[str, Any], before: dict[str, Any] | None, elapsed: flo
     moved = [f"{name}={rate:.0f}/s" for name, rate in rates.items() if rate or name == "decapsulated"]
     dropped = sum(cpu["dropped"] for cpu in interface["cpus"].values())
     queues = f" {dropped} dropped at CPUs" if dropped else ""
+    foreign = f" {len(interface['foreign'])} foreign senders" if interface["foreign"] else ""
     return (f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {interface['name']} {' '.join(moved)} "
-            f"{megabits:.2f} Mbit/s {len(interface['sessions'])} sessions{queues}")
+            f"{megabits:.2f} Mbit/s {len(interface['sessions'])} sessions{queues}{foreign}")
