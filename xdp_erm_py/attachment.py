@@ -29,6 +29,8 @@ STATE_MAP = "xdp_erm_state"
 _STATE_KEY = bytes(4)
 # A later command may have more to remember, an offload that came on since.
 _STATE_SLACK = 1024
+_STATE_TYPES = {"version": str, "digest": str, "config": dict, "nic": dict}
+_TIME = "%Y-%m-%dT%H:%M:%SZ"  # UTC
 
 #: The maps that a new program takes over from the one it replaces.
 CARRIED_MAPS = ("counters", "own_sessions", "sessions", "senders", "steered", "arrived")
@@ -94,10 +96,24 @@ def attachment_of(link: Link) -> Attachment | None:
                     maps[map_.info.name] = map_id
                     if map_.info.name == STATE_MAP:
                         value = map_.lookup(_STATE_KEY)
-                        state = json.loads(value[0].rstrip(b"\0")) if value else None
+                        state = _state(value[0]) if value else None
     except FileNotFoundError:
         return None  # detached while we looked
     return Attachment(link, state, maps) if state else None
+
+
+def _state(value: bytes) -> dict[str, Any] | None:
+    """What a state map says. None: no state of ours, as any root process can make a map of that name."""
+    try:
+        state = json.loads(value.rstrip(b"\0"))
+        datetime.strptime(state["attached_at"], _TIME)
+        plausible = all(isinstance(state[key], kind) for key, kind in _STATE_TYPES.items())
+        plan = state.get("spread")  # versions before it had none
+        if plan:
+            plausible &= isinstance(plan["how"], str) and all(type(cpu) is int for cpu in plan["cpus"])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return state if plausible else None
 
 
 def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]:
@@ -383,7 +399,7 @@ def detach(name: str) -> list[str]:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(timezone.utc).strftime(_TIME)
 
 
 def _require_bpf(link: Link) -> None:

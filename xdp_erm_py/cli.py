@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 try:
     import yaml
@@ -19,6 +19,7 @@ except ModuleNotFoundError:
 
 from . import __version__, config
 from .errors import UsageError, XdpErmError
+from .printable import printable, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except XdpErmError as error:
-        print(f"xdp-erm: {error}", file=sys.stderr)
-        return error.exit_status
+        return _failed(error)
     except ModuleNotFoundError as error:
         package = _PACKAGES.get((error.name or "").partition(".")[0])
         if package is None:
@@ -47,13 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _failed(error: XdpErmError) -> int:
+    """Says what is wrong; returns the exit status."""
+    print(printable(f"xdp-erm: {error}"), file=sys.stderr)
+    return error.exit_status
+
+
 # What each module is called as a package of Debian and Ubuntu, and of RHEL and Fedora.
 _PACKAGES = {name: f"python3-{name}" for name in ("pyroute2", "rich", "websockets")}
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     """`command`: the one that was given, if any; only its own module is imported."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="xdp-erm", description="Strips HP ERM from mirrored traffic in XDP, before AF_PACKET's fanout sees it.")
     parser.add_argument("--version", action="version", version=f"xdp-erm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -190,10 +201,10 @@ def _each(names: Any, act: Any) -> int:
     failed = 0
     for name in names:
         try:
-            print("\n".join(act(name)), flush=True)
+            for line in act(name):
+                say(line)
         except XdpErmError as error:
-            print(f"xdp-erm: {error}", file=sys.stderr)
-            failed = error.exit_status
+            failed = _failed(error)
     return failed
 
 

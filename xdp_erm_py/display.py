@@ -17,6 +17,7 @@ from rich.text import Text
 from . import shared
 from . import stats as reading
 from .config import cpu_list
+from .printable import printable, say
 
 _NOTHING = "xdp-erm is not attached to any interface of this network namespace"
 
@@ -36,7 +37,17 @@ def _style(counter: str, packets: float) -> str:
 
 def _console() -> Console:
     # Where the output is no terminal nobody's width is known, and rich would cut the table at 80 columns.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
+
+
+def _printable(value: Any) -> Any:
+    """A reading with nothing in its texts that a terminal would obey: names are the interfaces', the rest may be any
+    root process's."""
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def status(interfaces: list[dict[str, Any]]) -> None:
@@ -47,7 +58,7 @@ def status(interfaces: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("interface", "mode", "program", "isolated", "spread", "since", "configuration"):
         table.add_column(column, overflow="fold")
-    for interface in interfaces:
+    for interface in _printable(interfaces):
         configuration = " ".join(f"{key}={_shown(value)}" for key, value in interface["config"].items()
                                  if value not in ([], False) and not key.startswith("spread"))
         isolated = "yes" if interface["isolated"] else "no"
@@ -74,7 +85,7 @@ def stats(interfaces: list[dict[str, Any]]) -> None:
     if not interfaces:
         print(_NOTHING)
         return
-    _console().print(Group(*_tables(interfaces)))
+    _console().print(Group(*_tables(_printable(interfaces))))
 
 
 def _tables(interfaces: list[dict[str, Any]]) -> Iterator[RenderableType]:
@@ -155,13 +166,13 @@ def watch(name: str | None, seconds: float, as_json: bool) -> int:
         before: dict[int, dict[str, Any]] = {}
         with Live(Text("reading ..."), console=_console(), screen=True, auto_refresh=False) as live:
             for elapsed, interfaces in readings:
-                live.update(_rates(interfaces, before, elapsed), refresh=True)
+                live.update(_rates(_printable(interfaces), before, elapsed), refresh=True)
                 before = {interface["ifindex"]: interface for interface in interfaces}
     else:
         before = {}
         for elapsed, interfaces in readings:
             for interface in interfaces:
-                print(_line(interface, before.get(interface["ifindex"]), elapsed), flush=True)
+                say(_line(interface, before.get(interface["ifindex"]), elapsed))
             if not interfaces:
                 print(_NOTHING, flush=True)
             before = {interface["ifindex"]: interface for interface in interfaces}

@@ -87,7 +87,7 @@ def refusal(text: str) -> str | None:
     message = _parse(text)
     if not isinstance(message, dict) or message.get("type") != "error":
         return None
-    return f"{message.get('code')}: {message.get('context')}"
+    return f"{message.get('code')}: {message.get('context')}"[:200]
 
 
 def _parse(text: str) -> Any:

@@ -15,7 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-from .. import shared
+from .. import netlink, shared
+from ..printable import printable
 from . import events
 
 NET_DEV = Path("/proc/self/net/dev")
@@ -90,12 +91,13 @@ class Reporter:
 
         Raises what stats.snapshot raises.
         """
-        attached = {interface["name"]: interface for interface in self._snapshot()}
+        attached = {printable(interface["name"]): interface for interface in self._snapshot()}
         now = time.time()
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         drops = host_drops()
         messages = [self._detached(name, now) for name in list(self._made) if name not in attached]
-        messages += [self._report(interface, now, since_boot, drops.get(name)) for name, interface in attached.items()]
+        messages += [self._report(name, interface, now, since_boot, drops.get(name))
+                     for name, interface in attached.items()]
         return messages
 
     def acknowledge(self, message: Message) -> None:
@@ -112,8 +114,7 @@ class Reporter:
         self._sequence = max(self._sequence + 1, int(now * 1000))
         return self._sequence
 
-    def _report(self, interface: Snapshot, now: float, since_boot: float, drops: int | None) -> Message:
-        name = interface["name"]
+    def _report(self, name: str, interface: Snapshot, now: float, since_boot: float, drops: int | None) -> Message:
         end = {
             "ifindex": interface["ifindex"], "attached_at": interface["attached_at"], "since_boot": since_boot,
             "counters": {counter: [value["packets"], value["bytes"]]
@@ -194,11 +195,14 @@ def _grown(before: list[int] | None, after: list[int]) -> list[int]:
 
 
 def host_drops() -> dict[str, int]:
-    """Received packets that kernel or NIC dropped, for each interface of this network namespace, since it exists."""
+    """Received packets that kernel or NIC dropped, for each interface of this network namespace, since it exists.
+
+    By their printable names; there they stand as they are, with whatever bytes.
+    """
     drops = {}
-    for line in NET_DEV.read_text().splitlines()[2:]:
-        name, _, columns = line.partition(":")
-        drops[name.strip()] = int(columns.split()[3])
+    for line in NET_DEV.read_bytes().splitlines()[2:]:
+        name, _, columns = line.partition(b":")
+        drops[printable(netlink.text(name.lstrip(b" ")))] = int(columns.split()[3])
     return drops
 
 

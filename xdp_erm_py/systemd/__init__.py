@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .. import config
 from ..errors import UsageError, XdpErmError
+from ..printable import say
 
 UNIT_DIRECTORY = Path("/etc/systemd/system")
 TEMPLATE = "xdp-erm@.service"
@@ -61,17 +62,17 @@ def _install(args: argparse.Namespace) -> None:
     changed = [unit for unit, text in texts.items() if _read_ours(unit) != text]
     for unit in changed:
         _write(UNIT_DIRECTORY / unit, texts[unit])
-        print(f"wrote {UNIT_DIRECTORY / unit}")
+        say(f"wrote {UNIT_DIRECTORY / unit}")
     units = [_instance(name) for name in names]
     _systemctl("enable", *units, PUBLISHER)  # which also has systemd read its files again
-    print(f"enabled {', '.join([*units, PUBLISHER])}")
+    say(f"enabled {', '.join([*units, PUBLISHER])}")
     absent = [name for name in names if not Path("/sys/class/net", name).exists()]
     for name in absent:
-        print(f"{name}: there is no such interface now; its unit starts when it appears")
+        say(f"{name}: there is no such interface now; its unit starts when it appears")
     if args.now:
         units = [unit for name, unit in zip(names, units) if name not in absent]
         _systemctl("reload-or-restart", *units, PUBLISHER)  # starts those that do not run
-        print(f"started {', '.join([*units, PUBLISHER])}")
+        say(f"started {', '.join([*units, PUBLISHER])}")
 
 
 def _remove(args: argparse.Namespace) -> None:
@@ -80,9 +81,9 @@ def _remove(args: argparse.Namespace) -> None:
     if names and TEMPLATE in ours:
         for unit in map(_instance, names):
             _systemctl("disable", "--now", unit)
-            print(f"{unit}: stopped and disabled")
+            say(f"{unit}: stopped and disabled")
     elif names or not ours:
-        print("the units are not installed")
+        say("the units are not installed")
     else:
         running = [unit.replace("@", "@*") for unit in ours]
         _systemctl("stop", *running)
@@ -90,7 +91,7 @@ def _remove(args: argparse.Namespace) -> None:
         _systemctl("disable", *ours)  # a template: all its instances
         for unit in ours:
             (UNIT_DIRECTORY / unit).unlink()
-            print(f"stopped, disabled and removed {UNIT_DIRECTORY / unit}")
+            say(f"stopped, disabled and removed {UNIT_DIRECTORY / unit}")
         _systemctl("daemon-reload")
 
 
