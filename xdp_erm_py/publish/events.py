@@ -17,6 +17,7 @@ REPORT_TOPIC = "zeek.xdp_erm.report"
 ACKNOWLEDGEMENT_TOPIC = "zeek.xdp_erm.acknowledgement"
 
 REPORT = "XDP_ERM::report"
+FOREIGN_SENDERS = "XDP_ERM::foreign_senders"
 DETACHED = "XDP_ERM::detached"
 ACKNOWLEDGED = "XDP_ERM::acknowledged"
 

@@ -21,6 +21,9 @@ from . import events
 
 NET_DEV = Path("/proc/self/net/dev")
 
+#: Foreign senders that a report names: those that sent most since the one before.
+MOST_SENDERS = 8
+
 Snapshot = dict[str, Any]
 """One interface as in stats.snapshot()."""
 
@@ -36,8 +39,9 @@ class Message(NamedTuple):
     packed: bytes
 
     @classmethod
-    def pack(cls, interface: str, sequence: int, text: str, end: dict[str, Any] | None) -> Message:
-        return cls(interface, sequence, zlib.compress(json.dumps([text, end]).encode()))
+    def pack(cls, interface: str, sequence: int, text: str, end: dict[str, Any] | None,
+             senders: str | None = None) -> Message:
+        return cls(interface, sequence, zlib.compress(json.dumps([text, end, senders]).encode()))
 
     @property
     def text(self) -> str:
@@ -50,6 +54,12 @@ class Message(NamedTuple):
         """Where the next interval begins; None: the program is gone."""
         end: dict[str, Any] | None = self._unpack()[1]
         return end
+
+    @property
+    def senders(self) -> str | None:
+        """The message about foreign senders that goes before it, for Zeek packages that know such; None: nobody."""
+        senders: str | None = self._unpack()[2]
+        return senders
 
     def _unpack(self) -> Any:
         return json.loads(zlib.decompress(self.packed))
@@ -121,6 +131,7 @@ class Reporter:
                          for counter, value in interface["counters"].items()},
             "sessions": {f"{session['source']} {session['source_port']}": [session["packets"], session["bytes"]]
                          for session in interface["sessions"]},
+            "foreign": {sender["source"]: [sender["packets"], sender["bytes"]] for sender in interface["foreign"]},
             "drops": drops, "queue_drops": _queue_drops(interface),
         }
         attached_at = _seconds(interface["attached_at"])
@@ -153,7 +164,22 @@ class Reporter:
             events.vector(_sessions(interface["sessions"], begin["sessions"])),
         ]))
         self._made[name] = end
-        return Message.pack(name, sequence, text, end)
+        return Message.pack(name, sequence, text, end,
+                            self._senders(name, sequence, interface["foreign"], begin.get("foreign", {})))
+
+    def _senders(self, name: str, sequence: int, foreign: list[Snapshot], begin: dict[str, list[int]]) -> str | None:
+        """Names those of `foreign` that sent most in the interval; None: nobody sent anything."""
+        sent = {sender["source"]: _sent(begin.get(sender["source"]), [sender["packets"], sender["bytes"]])
+                for sender in foreign}
+        sent = {source: counted for source, counted in sent.items() if counted[0]}
+        if not sent:
+            return None
+        most = sorted(sent, key=lambda source: -sent[source][0])[:MOST_SENDERS]
+        return events.encode(
+            events.REPORT_TOPIC, events.FOREIGN_SENDERS, events.count(events.VERSION), events.count(sequence),
+            events.string(self._host), events.string(name),
+            events.vector(events.vector([events.address(source), *map(events.count, sent[source])]) for source in most),
+            events.count(len(sent) - len(most)))
 
     def _detached(self, name: str, now: float) -> Message:
         del self._made[name]
@@ -172,13 +198,11 @@ def _queue_drops(interface: Snapshot) -> int | None:
 
 
 def _sessions(sessions: list[Snapshot], begin: dict[str, list[int]]) -> list[events.Value]:
-    """The sessions that sent something. One that was forgotten and came back counts from zero."""
+    """The sessions that sent something."""
     values = []
     for session in sessions:
-        now = [session["packets"], session["bytes"]]
-        sent = _grown(begin.get(f"{session['source']} {session['source_port']}"), now)
-        if min(sent) < 0:
-            sent = now
+        sent = _sent(begin.get(f"{session['source']} {session['source_port']}"),
+                     [session["packets"], session["bytes"]])
         if sent[0]:
             values.append(events.vector([
                 events.address(session["source"]), events.udp_port(session["source_port"]),
@@ -188,6 +212,12 @@ def _sessions(sessions: list[Snapshot], begin: dict[str, list[int]]) -> list[eve
 
 def _pair(packets_and_bytes: list[int]) -> events.Value:
     return events.vector(map(events.count, packets_and_bytes))
+
+
+def _sent(before: list[int] | None, after: list[int]) -> list[int]:
+    """What somebody sent. Who was forgotten and came back counts from zero."""
+    sent = _grown(before, after)
+    return after if min(sent) < 0 else sent
 
 
 def _grown(before: list[int] | None, after: list[int]) -> list[int]:
