@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except XdpErmError as error:
         return _failed(error)
     except ModuleNotFoundError as error:
-        package = _PACKAGES.get((error.name or "").partition(".")[0])
+        package = PACKAGES.get((error.name or "").partition(".")[0])
         if package is None:
             raise
         print(f"xdp-erm: the Python module {error.name} is missing: install {package}", file=sys.stderr)
@@ -53,8 +53,8 @@ def _failed(error: XdpErmError) -> int:
     return error.exit_status
 
 
-# What each module is called as a package of Debian and Ubuntu, and of RHEL and Fedora.
-_PACKAGES = {name: f"python3-{name}" for name in ("pyroute2", "rich", "websockets")}
+#: What each module is called as a package of Debian and Ubuntu, and of RHEL and Fedora.
+PACKAGES = {name: f"python3-{name}" for name in ("pyroute2", "rich", "websockets")}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,6 +106,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
 
 #: Commands in a module of their name, which says `add_arguments(parser)` and `run(args) -> int`.
 _SEPARATE_COMMANDS = {
+    "doctor": "look at everything that decapsulation depends on, and say what to do",
     "generate": "send ERM made in the kernel into a veth interface, as a load",
     "lab": "try it without hardware: a switch and a sensor in network namespaces",
     "publish": "report the counters to Zeek for as long as it runs",
@@ -183,15 +184,10 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 def _configured(args: argparse.Namespace) -> dict[str, config.InterfaceConfig]:
     """The interfaces that a command is for, each with its effective configuration."""
     configuration = config.load(args.config)
-    names = list(dict.fromkeys(args.interfaces)) or list(configuration.interfaces)
+    names = config.check_interface_names(args.interfaces) or list(configuration.interfaces)
     if not names:
         raise UsageError("no interface: name one, or put it under `interfaces` in "
                          f"{args.config or config.DEFAULT_PATH}")
-    for name in names:
-        try:
-            config.check_interface_name(name)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
     overrides = _overrides(args)
     return {name: configuration.of(name, overrides) for name in names}
 

@@ -81,6 +81,12 @@ def _import_bcc() -> Any:
     return bcc
 
 
+def bcc_version() -> str:
+    """XdpErmError: there is no bcc."""
+    version: str = _import_bcc().__version__
+    return version
+
+
 def source(name: str) -> bytes:
     """One of the sources in bpf/."""
     text: bytes = (shared.BPF_DIRECTORY / name).read_bytes()

@@ -33,7 +33,7 @@ def snapshot(name: str | None = None) -> list[dict[str, Any]]:
     interfaces = []
     for attachment in attachments:
         try:
-            interfaces.append(_interface(attachment))
+            interfaces.append(read(attachment))
         except FileNotFoundError:
             continue  # detached or swapped while we read: the next reading has it
     return interfaces
@@ -48,7 +48,8 @@ def describe(attachment: Attachment) -> dict[str, Any]:
     }
 
 
-def _interface(attachment: Attachment) -> dict[str, Any]:
+def read(attachment: Attachment) -> dict[str, Any]:
+    """What one interface has counted. FileNotFoundError: it was detached or swapped meanwhile."""
     return {**describe(attachment), "counters": _counters(attachment), "sessions": _sessions(attachment),
             "foreign": _foreign(attachment), "cpus": _cpus(attachment)}
 

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _install(args: argparse.Namespace) -> None:
     configuration = config.load()
-    names = _names(args.interfaces) or list(configuration.interfaces)
+    names = config.check_interface_names(args.interfaces) or list(configuration.interfaces)
     if not names:
         raise UsageError(f"no interface: name one, or put it under `interfaces` in {config.DEFAULT_PATH}")
     texts = {unit: unit_text(unit, _command()) for unit in UNITS}
@@ -77,7 +77,7 @@ def _install(args: argparse.Namespace) -> None:
 
 def _remove(args: argparse.Namespace) -> None:
     ours = [unit for unit in UNITS if _read_ours(unit) is not None]
-    names = _names(args.interfaces)
+    names = config.check_interface_names(args.interfaces)
     if names and TEMPLATE in ours:
         for unit in map(_instance, names):
             _systemctl("disable", "--now", unit)
@@ -93,14 +93,6 @@ def _remove(args: argparse.Namespace) -> None:
             (UNIT_DIRECTORY / unit).unlink()
             say(f"stopped, disabled and removed {UNIT_DIRECTORY / unit}")
         _systemctl("daemon-reload")
-
-
-def _names(names: list[str]) -> list[str]:
-    """The interfaces named on the command line, each once. UsageError: no such name is possible."""
-    try:
-        return [config.check_interface_name(name) for name in dict.fromkeys(names)]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def _instance(name: str) -> str:
