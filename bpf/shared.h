@@ -21,6 +21,9 @@
 #define ERM_OWN_JIFFIES 10000
 #define ERM_MAX_SESSIONS 1024
 
+/* Addresses that are remembered of those that sent what the allow lists keep out. */
+#define ERM_MAX_SENDERS 1024
+
 /* What becomes of the mirrored frame's 802.1Q tag, which survives only in the ERM header. */
 #define VLAN_RESTORE 0
 #define VLAN_TAGGED 1

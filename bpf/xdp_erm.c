@@ -75,6 +75,18 @@ BPF_LPM_TRIE(sources, struct prefix, u8, ERM_SOURCES);
 BPF_LPM_TRIE(targets, struct prefix, u8, ERM_TARGETS);
 #endif
 
+#if defined(ERM_SOURCES) || defined(ERM_TARGETS)
+/* What a foreign sender sent: one whose source, or whose target, is not on the list. */
+struct sender {
+	u64 packets;
+	u64 bytes;
+	u64 last_seen;		/* jiffies */
+};
+
+/* By source address. LRU as `sessions`. */
+BPF_TABLE("lru_hash", __be32, struct sender, senders, ERM_MAX_SENDERS);
+#endif
+
 #ifdef ERM_LANES
 /* The queues of frames to other CPUs, by CPU number. What arrives there, bpf/arrive.c counts. */
 struct cpu {
@@ -186,16 +198,20 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, int eth
 	if (outermost) {
 		struct prefix source = { .length = 32, .address = ip->source };
 
-		if (!sources.lookup(&source))
+		if (!sources.lookup(&source)) {
+			wrapping->source = ip->source;
 			return VERDICT_FOREIGN_SOURCE;
+		}
 	}
 #endif
 #ifdef ERM_TARGETS
 	if (outermost) {
 		struct prefix target = { .length = 32, .address = ip->destination };
 
-		if (!targets.lookup(&target))
+		if (!targets.lookup(&target)) {
+			wrapping->source = ip->source;
 			return VERDICT_FOREIGN_TARGET;
+		}
 	}
 #endif
 
@@ -451,7 +467,7 @@ static __always_inline int steer(u32 hash)
 /* Everything that is to be known of one packet when it is counted. */
 struct outcome {
 	enum verdict verdict;
-	/* Of what is decapsulated only: */
+	/* Of what is decapsulated only, but for the source, which foreign senders have as well: */
 	struct wrapping outermost;
 	u32 notes;		/* a bit for each enum note */
 	u32 flow;		/* hash */
@@ -577,6 +593,26 @@ static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
 }
 #endif
 
+#if defined(ERM_SOURCES) || defined(ERM_TARGETS)
+static __always_inline void count_sender(__be32 source, u64 bytes)
+{
+	struct sender first = { .packets = 1, .bytes = bytes, .last_seen = bpf_jiffies64() };
+	struct sender *sender = senders.lookup(&source);
+
+	if (!sender) {
+		/* As in add_session: who is seen only once is replaced first. */
+		if (!senders.insert(&source, &first))
+			return;
+		sender = senders.lookup(&source);
+		if (!sender)
+			return;
+	}
+	lock_xadd(&sender->packets, 1);
+	lock_xadd(&sender->bytes, bytes);
+	sender->last_seen = first.last_seen;
+}
+#endif
+
 int xdp_erm(struct xdp_md *ctx)
 {
 	long bytes = frame_length(ctx);
@@ -594,6 +630,10 @@ int xdp_erm(struct xdp_md *ctx)
 #endif
 		action = steer(outcome.flow);
 	}
+#if defined(ERM_SOURCES) || defined(ERM_TARGETS)
+	else if (outcome.verdict == VERDICT_FOREIGN_SOURCE || outcome.verdict == VERDICT_FOREIGN_TARGET)
+		count_sender(outcome.outermost.source, bytes);
+#endif
 	count(outcome.verdict, bytes);
 	return action;
 }

@@ -102,6 +102,15 @@ export {
 		sessions: vector of Session;
 	};
 
+	## A sender of ERM from or to addresses that are not on the allow lists.
+	type Sender: record {
+		## Its outer source address, which may be forged.
+		source: addr;
+		## Packets and bytes, as in :zeek:see:`XDP_ERM::Counter`.
+		packets: count;
+		bytes: count;
+	};
+
 	## The columns of ``xdp_erm.log``.
 	type Info: record {
 		## The end of the interval.
@@ -163,6 +172,17 @@ export {
 
 	## From a publisher: the counts of one interface in one interval.
 	global report: event(r: Report);
+
+	## From a publisher, right before a report: who sent most of the foreign packets in it. An event of its own, so that
+	## packages and publishers of versions without it can still exchange reports. It is not acknowledged.
+	##
+	## version, sequence, host, interface: as in the report.
+	##
+	## senders: those with most packets first.
+	##
+	## others: how many more there were.
+	global foreign_senders: event(version: count, sequence: count, host: string, interface: string,
+	                              senders: vector of Sender, others: count);
 
 	## From a publisher: a program that was attached is not there any more.
 	##

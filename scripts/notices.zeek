@@ -17,7 +17,7 @@ export {
 		Session_Silent,
 		## More malformed or truncated ERM than :zeek:see:`XDP_ERM::malformed_rate`.
 		Malformed_Traffic,
-		## More ERM from or to addresses that are not allowed than :zeek:see:`XDP_ERM::foreign_rate`.
+		## More ERM from or to addresses that are not allowed than :zeek:see:`XDP_ERM::foreign_rate`. Says who in ``sub``.
 		Foreign_Traffic,
 		## A larger share of mirrored frames is cut than :zeek:see:`XDP_ERM::truncated_share`.
 		Truncating_Session,
@@ -77,6 +77,43 @@ function session_silent(busy: table[string, string, addr, port] of time, host: s
 # Busy sessions, and when they last sent something.
 global busy: table[string, string, addr, port] of time &write_expire=session_silence &expire_func=session_silent;
 
+# As many senders as publishers name.
+const most_senders = 8;
+
+type Foremost: record {
+	sequence: count;
+	senders: string;
+};
+
+# Who sent most of the foreign packets in the report that comes next.
+global foremost: table[string, string] of Foremost &create_expire=1min;
+
+event foreign_senders(version: count, sequence: count, host: string, interface: string, senders: vector of Sender,
+                      others: count)
+	{
+	if ( version != protocol_version )
+		return;
+
+	local said: vector of string;
+	for ( i, sender in senders )
+		if ( i < most_senders )
+			said += fmt("%d from %s", sender$packets, sender$source);
+	local more = others > 0 ? fmt("; more senders: %d", others) : "";
+	foremost[host, interface] = Foremost($sequence=sequence,
+	                                     $senders=fmt("packets: %s%s", join_string_vec(said, ", "), more));
+	}
+
+# Who sent most of the foreign packets in a report, if that is known. The next report has others.
+function take_foremost(r: Report): string
+	{
+	if ( [r$host, r$interface] !in foremost )
+		return "";
+
+	local said = foremost[r$host, r$interface];
+	delete foremost[r$host, r$interface];
+	return said$sequence == r$sequence ? said$senders : "";
+	}
+
 function rate(packets: count, r: Report): double
 	{
 	return packets / interval_to_double(r$ts_delta);
@@ -85,6 +122,7 @@ function rate(packets: count, r: Report): double
 hook reported(r: Report)
 	{
 	reporting[r$host, r$interface] = r$attached_at;
+	local senders = take_foremost(r);
 
 	for ( _, s in r$sessions )
 		if ( s$packets >= busy_session_packets || [r$host, r$interface, s$source, s$source_port] in busy )
@@ -104,11 +142,16 @@ hook reported(r: Report)
 
 	local foreign = rate(c$foreign_source$packets + c$foreign_target$packets, r);
 	if ( foreign > foreign_rate )
-		NOTICE(Notice::Info($note=Foreign_Traffic,
-		                    $msg=fmt("%.1f ERM packets a second on %s of %s come from or go to addresses that are not " +
-		                             "configured: add the switch to sources, or find out who sends them",
-		                             foreign, r$interface, r$host),
-		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+		{
+		local notice = Notice::Info($note=Foreign_Traffic,
+		                            $msg=fmt("%.1f ERM packets a second on %s of %s come from or go to addresses that " +
+		                                     "are not configured: add the switch to sources, or find out who sends them",
+		                                     foreign, r$interface, r$host),
+		                            $identifier=cat(r$host, r$interface), $suppress_for=suppression);
+		if ( senders != "" )
+			notice$sub = senders;
+		NOTICE(notice);
+		}
 
 	if ( c$inner_truncated$packets > truncated_share * c$decapsulated$packets )
 		NOTICE(Notice::Info($note=Truncating_Session,

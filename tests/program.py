@@ -28,6 +28,8 @@ class Outcome(NamedTuple):
     frame: bytes
     counters: dict[str, Counted]
     sessions: dict[Session, Counted]
+    senders: dict[str, Counted]
+    """Foreign ones."""
 
 
 class Program:
@@ -50,7 +52,7 @@ class Program:
         self._stack.close()
 
     def run(self, frame: bytes) -> Outcome:
-        counters, sessions = self.counters(), self.sessions()
+        counters, sessions, senders = self.counters(), self.sessions(), self.senders()
         result, left = bpf.test_run(self.fd, frame)
         moved = _moved(counters, self.counters())
         assert result == (self.action if "decapsulated" in moved else XDP_PASS)
@@ -58,7 +60,7 @@ class Program:
             # A test run gives the metadata with the frame.
             assert left[:len(MARK)] == MARK
             left = left[len(MARK):]
-        return Outcome(left, moved, _moved(sessions, self.sessions()))
+        return Outcome(left, moved, _moved(sessions, self.sessions()), _moved(senders, self.senders()))
 
     def counters(self) -> dict[str, Counted]:
         counted = {}
@@ -69,6 +71,12 @@ class Program:
 
     def sessions(self) -> dict[Session, Counted]:
         return {session: Counted(packets, bytes_) for session, (packets, bytes_, _) in self._sessions().items()}
+
+    def senders(self) -> dict[str, Counted]:
+        if "senders" not in self.maps:
+            return {}
+        counted = stats.read_senders(self.maps["senders"])
+        return {source: Counted(packets, bytes_) for source, (packets, bytes_, _) in counted.items()}
 
     def last_seen(self) -> dict[Session, float]:
         """Seconds of CLOCK_MONOTONIC."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from xdp_erm_py import __version__, attachment, lab, shared
+from xdp_erm_py import __version__, attachment, lab, shared, stats
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.fanout import FanoutWorkers
@@ -98,7 +98,8 @@ def test_json(cable, attached):
     octets = mirror(cable, 100)
     interface, = json.loads(run("stats", "--json").stdout)["interfaces"]
     assert list(interface) == [
-        "name", "ifindex", "mode", "program_id", "attached_at", "config", "spread", "counters", "sessions", "cpus"]
+        "name", "ifindex", "mode", "program_id", "attached_at", "config", "spread", "counters", "sessions", "foreign",
+        "cpus"]
     with Links() as links:
         assert interface["ifindex"] == links.find(SENSOR).index
     assert (interface["name"], interface["mode"], interface["program_id"]) == (SENSOR, "native", attached)
@@ -108,7 +109,7 @@ def test_json(cable, attached):
         "set_mtu": False, "isolate": True, "spread": "none", "spread_cpus": [], "spread_avoid": [],
         "spread_queue": 2048, "spread_ports": False}
     assert interface["spread"] == {"how": "none", "cpus": [], "reason": "as configured"}
-    assert interface["cpus"] == {}
+    assert (interface["cpus"], interface["foreign"]) == ({}, [])
     zero = {"packets": 0, "bytes": 0}
     assert interface["counters"] == {**dict.fromkeys([
         "decapsulated", "not_erm", "fragment", "truncated", "malformed", "foreign_source", "foreign_target", "failed",
@@ -121,8 +122,52 @@ def test_json(cable, attached):
     assert sum(session["bytes"] for session in interface["sessions"]) == octets
     assert json.loads(run("stats", SENSOR, "--json").stdout)["interfaces"] == [interface]
     # Status is the same without what is counted, but looks at the filter.
-    del interface["counters"], interface["sessions"], interface["cpus"]
+    del interface["counters"], interface["sessions"], interface["foreign"], interface["cpus"]
     assert json.loads(run("status", "--json").stdout) == {"interfaces": [{**interface, "isolated": True}]}
+
+
+@pytest.fixture
+def foreign(cable):
+    """The cable, and at its end xdp-erm with an allow list, after 25 senders that are not on it: 10.0.0.N sent N."""
+    attachment.attach(SENSOR, InterfaceConfig(sources=("192.0.2.0/24",)))
+    cable.wait_for_carrier()
+    packet = next(iter(synthetic(flows=1, packets=1))).sent
+    for number in range(1, 26):
+        for _ in range(number):
+            cable.send(packet[:26] + bytes([10, 0, 0, number]) + packet[30:])
+    deadline = time.monotonic() + TIMEOUT
+    while stats.snapshot(SENSOR)[0]["counters"]["foreign_source"]["packets"] < 25 * 26 // 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return len(packet)
+
+
+def test_json_of_foreign_senders(foreign):
+    """All of them, the one with most packets first; a swap does not forget them."""
+    def senders():
+        return json.loads(run("stats", "--json").stdout)["interfaces"][0]["foreign"]
+
+    found = senders()
+    assert [(sender["source"], sender["packets"], sender["bytes"]) for sender in found] == [
+        (f"10.0.0.{number}", number, number * foreign) for number in range(25, 0, -1)]
+    for sender in found:
+        assert list(sender) == ["source", "packets", "bytes", "last_seen"]
+        assert re.fullmatch(UTC_SECONDS.replace("Z", r"\.\d{3}Z"), sender["last_seen"])
+    attachment.attach(SENSOR, InterfaceConfig(sources=("192.0.2.0/25",), targets=("192.0.2.1",)))
+    assert [sender["packets"] for sender in senders()] == list(range(25, 0, -1))
+    attachment.attach(SENSOR, InterfaceConfig())
+    assert senders() == []
+
+
+def test_table_of_foreign_senders(foreign):
+    """Ten of them: a flood of made-up ones must not hide everything else."""
+    lines = run("stats").stdout.splitlines()
+    heading = next(number for number, line in enumerate(lines) if line.startswith("foreign sender"))
+    assert [line.split()[:3] for line in lines[heading + 1:heading + 11]] == [
+        [f"10.0.0.{number}", str(number), f"{number * foreign:,}"] for number in range(25, 15, -1)]
+    assert lines[heading + 11:] == [f"and 15 more: xdp-erm stats {SENSOR} --json", ""]
+    with watching() as process:
+        assert process.stdout.readline().endswith(" 0 sessions 25 foreign senders\n")
 
 
 def test_json_of_nothing(cable):

@@ -268,7 +268,7 @@ def test_zeekctl_settings(zeekctl, data):
     keys = {f"xdp_erm_{name}": data.draw(option_values, name) if data.draw(st.booleans(), f"{name} is set") else ""
             for name in zeekctl.NODE_KEYS}
     node = types.SimpleNamespace(name="worker-1", type="worker", addr="127.0.0.1", host="localhost",
-                                 interface="af_packet::eth1", lb_method="", **keys)
+                                 interface="af_packet::eth1", lb_method="", pin_cpus="", **keys)
     plugin = zeekctl.XdpErm()
     errors: list[str] = []
     with mock.patch.multiple(plugin, getOption=options.__getitem__, getGlobalOption=lambda name: 0,

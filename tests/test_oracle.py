@@ -101,6 +101,7 @@ def check_agreement(program, frame):
         assert outcome.counters == dict.fromkeys([expected.verdict, *notes], counted), config
         assert outcome.frame == expected.frame, config
         assert outcome.sessions == ({expected.session: counted} if expected.session else {}), config
+        assert outcome.senders == ({expected.foreign: counted} if expected.foreign else {}), config
 
 
 def examples(count):

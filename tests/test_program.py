@@ -6,7 +6,9 @@ Each frame is a scapy expression. Whatever the program does not decapsulate has 
 from __future__ import annotations
 
 import itertools
+import os
 import struct
+import threading
 import time
 from typing import Any
 
@@ -18,7 +20,8 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Padding, Raw
 
-from xdp_erm_py import bpf, shared
+from xdp_erm_py import bpf, compiler, shared, stats
+from xdp_erm_py.attachment import descriptor
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.reference import Session
 
@@ -41,6 +44,7 @@ def check(program, sent, verdict, left=None, notes=(), session=SESSION):
     assert outcome.counters == dict.fromkeys((verdict, *notes), counted)
     assert outcome.frame == (sent if left is None else bytes(left))
     assert outcome.sessions == ({session: counted} if verdict == "decapsulated" else {})
+    assert outcome.senders == ({session.source: counted} if verdict.startswith("foreign") else {})
 
 
 def check_left(program, sent, left, notes=(), session=SESSION):
@@ -338,14 +342,15 @@ def test_targets(program, target, verdict):
 })
 def test_sources_and_targets(program, sent, verdict):
     config = InterfaceConfig(vlan="strip", sources=(f"{SWITCH}/32",), targets=(SENSOR,))
-    check(program(config), sent, verdict, INNER if verdict == "decapsulated" else None)
+    source = Session(sent["IP"].src, 5)
+    check(program(config), sent, verdict, INNER if verdict == "decapsulated" else None, session=source)
 
 
 def test_allow_lists_are_for_the_outermost_level(program):
     config = InterfaceConfig(vlan="strip", sources=(f"{SWITCH}/32",), targets=(SENSOR,))
     foreign = ETHER / ip(src="10.9.9.9", dst="10.9.9.9") / udp() / ERM() / INNER
     check_left(program(config), wrap(foreign), INNER, ["nested"])
-    check(program(config), foreign, "foreign_source")
+    check(program(config), foreign, "foreign_source", session=Session("10.9.9.9", 5))
 
 
 def test_a_session_is_the_outermost_address_and_source_port(program):
@@ -353,6 +358,71 @@ def test_a_session_is_the_outermost_address_and_source_port(program):
         outer = ETHER / ip(src=session.source) / udp(sport=session.source_port) / ERM()
         check_left(program(STRIP), outer / INNER, INNER, session=session)
         check_left(program(STRIP), outer / wrap(INNER), INNER, ["nested"], session=session)
+
+
+NOBODY = InterfaceConfig(vlan="strip", sources=("192.0.2.255/32",))
+
+
+@pytest.mark.parametrize("lists", [{"sources": ("198.51.100.0/24",)}, {"targets": ("192.0.2.9",)}], ids=str)
+def test_foreign_senders_are_counted_by_address(xdp, lists):
+    """All their packets together, whatever port they come from; and nobody else's."""
+    with Program(InterfaceConfig(vlan="strip", **lists)) as program:
+        sent = [ETHER / ip(src=source) / udp(sport=port) / ERM() / INNER
+                for source, port in (("10.9.9.9", 1), ("10.9.9.9", 2), ("255.255.255.255", 1), ("0.0.0.1", 1))]
+        for frame in (*sent, ETHER / ip(dst="192.0.2.9") / udp() / ERM() / INNER, ETHER / ip(src="10.9.9.9") / TCP()):
+            program.run(bytes(frame))
+        length = len(sent[0])
+        assert program.senders() == {"10.9.9.9": Counted(2, 2 * length), "255.255.255.255": Counted(1, length),
+                                     "0.0.0.1": Counted(1, length)}
+        _, _, last_seen = stats.read_senders(program.maps["senders"])["10.9.9.9"]
+        assert last_seen == pytest.approx(time.monotonic(), abs=1.5)
+
+
+def test_without_allow_lists_nobody_is_foreign(program):
+    assert "senders" not in program(STRIP).maps
+
+
+# Behind the program: one that gives each packet a source of its own, but every 64th SWITCH's, and runs it.
+FLOOD = b"""
+BPF_ARRAY(number, u32, 1);
+
+int flood(struct xdp_md *ctx)
+{
+	u32 zero = 0, *next = number.lookup(&zero);
+	__be32 *source = (void *)(long)ctx->data + 26;
+
+	if (!next || (void *)(source + 1) > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	++*next;
+	*source = bpf_htonl(*next % 64 ? 0x0a000000 + *next : 0xc6336401);
+	return xdp_erm(ctx);
+}
+"""
+
+
+def test_a_million_spoofed_sources(xdp):
+    """They replace each other. Who goes on sending among them is seen, whenever one looks, with all it has sent."""
+    packets = 1 << 20
+    text = compiler.source(compiler.SOURCE).replace(b"\nint xdp_erm(", b"\nstatic __always_inline int xdp_erm(") + FLOOD
+    flood = compiler.module(text, compiler.flags(NOBODY))
+    try:
+        program = bpf.load_xdp("flood", *compiler.function(flood, "flood"))
+        with descriptor(program), bpf.Map(os.dup(flood[b"senders"].map_fd)) as senders, \
+                bpf.Map(os.dup(flood[b"number"].map_fd)) as number:
+            running = threading.Thread(target=bpf.test_run, args=(program, bytes(wrap(INNER)), packets))
+            running.start()
+            readings = []
+            while running.is_alive():
+                readings.append(stats.read_senders(senders))
+            running.join()
+            counted = stats.read_senders(senders)
+            assert number.lookup(bytes(4)) == [struct.pack("=I", packets)]
+    finally:
+        flood.cleanup()
+    assert counted[SWITCH][:2] == (packets // 64, packets // 64 * len(wrap(INNER)))
+    assert shared.ERM_MAX_SENDERS // 2 < len(counted) <= shared.ERM_MAX_SENDERS
+    full = [reading for reading in readings if len(reading) > shared.ERM_MAX_SENDERS // 2]
+    assert full and all(SWITCH in reading for reading in full)
 
 
 def test_last_seen(xdp):
@@ -403,9 +473,8 @@ def test_a_session_has_its_place_until_it_has_been_silent_for_long(xdp):
             program.run(bytes(ETHER / ip() / udp(sport=port) / Raw(erm) / INNER))
 
         def shared_sessions():
-            sessions = program.maps["sessions"]
-            return {int.from_bytes(key[4:6], "big"): struct.unpack_from("=Q", sessions.lookup(key)[0])[0]
-                    for key in sessions}
+            return {int.from_bytes(key[4:6], "big"): struct.unpack_from("=Q", value)[0]
+                    for key, value in program.maps["sessions"].contents().items()}
 
         start, rival = 5000, 1
         while run(rival, start) or not shared_sessions():

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,8 @@ HOST = "sensor"
 
 
 def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, session: int | None = None,
-            queue_drops: tuple[int, ...] = (), **counters: int) -> dict[str, Any]:
+            queue_drops: tuple[int, ...] = (), foreign: dict[str, int] | None = None,
+            **counters: int) -> dict[str, Any]:
     """One interface as stats.snapshot() describes it; bytes are 100 times packets."""
     counted = {name: {"packets": 0, "bytes": 0} for name in shared.COUNTERS}
     for name, value in {"decapsulated": packets, **counters}.items():
@@ -47,6 +49,8 @@ def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, 
          "last_seen": "2023-11-14T22:13:21.500Z"}]
     return {"name": "lo", "ifindex": ifindex, "mode": "native", "program_id": 1, "attached_at": attached_at,
             "config": {}, "counters": counted, "sessions": sessions,
+            "foreign": [{"source": source, "packets": count, "bytes": 100 * count, "last_seen": ATTACHED_AT}
+                        for source, count in (foreign or {}).items()],
             "cpus": {str(cpu): {"steered": 1000, "dropped": dropped} for cpu, dropped in enumerate(queue_drops)}}
 
 
@@ -237,6 +241,44 @@ def test_queue_drops_are_those_of_the_interval(ends: Path) -> None:
     assert reported == [120, 0, 1, 8, None, 5]
 
 
+def senders(message: Message) -> tuple[list[list[Any]], int] | None:
+    """The foreign senders that go with a report: source, packets and bytes of each, and how many others there were."""
+    if message.senders is None:
+        return None
+    event, arguments = events.decode(message.senders) or ("", [])
+    assert event == events.FOREIGN_SENDERS
+    assert arguments[:4] == [events.VERSION, message.sequence, HOST, message.interface]
+    named, others = arguments[4:]
+    return [[part["data"] for part in sender["data"]] for sender in named], others
+
+
+def test_foreign_senders_are_those_of_the_interval(ends: Path) -> None:
+    """The ones that sent most in it; one that was forgotten and came back counts from zero."""
+    readings = Readings()
+    reporter = Reporter(HOST, ends, readings)
+    told = []
+    for foreign in ({}, {"10.0.0.1": 7, "10.0.0.2": 5}, {"10.0.0.1": 8, "10.0.0.2": 15}, {"10.0.0.1": 8, "10.0.0.2": 3},
+                    {"10.0.0.1": 8, "10.0.0.2": 3}):
+        readings.now = [reading(1, foreign=foreign)]
+        told.append(senders(reporter.collect()[0]))
+    assert told == [None, ([["10.0.0.1", 7, 700], ["10.0.0.2", 5, 500]], 0),
+                    ([["10.0.0.2", 10, 1000], ["10.0.0.1", 1, 100]], 0), ([["10.0.0.2", 3, 300]], 0), None]
+
+
+def test_foreign_senders_of_a_flood_are_few(ends: Path) -> None:
+    flood = {f"10.0.{number >> 8}.{number & 255}": number for number in range(1, shared.ERM_MAX_SENDERS + 1)}
+    reporter = Reporter(HOST, ends, Readings(reading(1, foreign=flood)))
+    message, = reporter.collect()
+    named, others = senders(message) or ([], 0)
+    assert [packets for _, packets, _ in named] == list(range(1024, 1016, -1))
+    assert others == 1016
+    assert len(message.senders or "") < 3000
+    # A new publisher goes on from there, as with the counters.
+    reporter.acknowledge(message)
+    assert senders(Reporter(HOST, ends, Readings(reading(1, foreign={**flood, "10.0.0.1": 3}))).collect()[0]) \
+        == ([["10.0.0.1", 2, 200]], 0)
+
+
 def test_host_drops_are_read_from_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "dev"
     table.write_text("Inter-|   Receive                            |  Transmit\n face |bytes\n"
@@ -420,6 +462,60 @@ def test_a_refusal_is_told(ends: Path, said: Callable[[], list[str]], answer: st
     assert complaint in said()[0]
 
 
+REFUSAL = '{"type": "error", "code": "deserialization_failed", "context": "failed to create Zeek event"}'
+
+
+class WithSenders(Growing):
+    """Each reading has one foreign packet more as well."""
+
+    def __init__(self, ends: Path) -> None:
+        super().__init__(ends)
+        self._snapshot = lambda: [reading(len(self.made) + 1, foreign={"10.0.0.1": len(self.made) + 1})]
+
+
+def test_foreign_senders_come_before_their_report(ends: Path) -> None:
+    async def scenario() -> None:
+        reporter = WithSenders(ends)
+        async with Zeek() as zeek:
+            zeek.answers = lambda text: acknowledgement(text) if events.REPORT in text else None
+            async with publishing(reporter, WebSocket("127.0.0.1", zeek.port)):
+                await until(lambda: len(reporter.acknowledged) >= 3)
+            assert zeek.received == [text for message in reporter.made for text in (message.senders, message.text)]
+    asyncio.run(scenario())
+
+
+def test_a_zeek_that_knows_no_foreign_senders_gets_every_report(ends: Path, said: Callable[[], list[str]]) -> None:
+    """It is told of them once in a connection, and so is the log."""
+    async def scenario() -> None:
+        reporter = WithSenders(ends)
+        async with Zeek() as zeek:
+            zeek.answers = lambda text: acknowledgement(text) if events.REPORT in text else REFUSAL
+            async with publishing(reporter, WebSocket("127.0.0.1", zeek.port)):
+                await until(lambda: len(reporter.acknowledged) >= 3)
+                assert zeek.received == [reporter.made[0].senders, *(message.text for message in reporter.acknowledged)]
+                assert len(said()) == 1
+                assert "its xdp-erm package is older; going on without" in said()[0]
+                # The next one may be newer.
+                await zeek.__aexit__()
+                async with Zeek(zeek.port) as newer:
+                    newer.answers = lambda text: acknowledgement(text) if events.REPORT in text else None
+                    await until(lambda: events.FOREIGN_SENDERS in "".join(newer.received))
+    asyncio.run(scenario())
+
+
+def test_a_report_that_is_refused_behind_its_senders_is_told(ends: Path, said: Callable[[], list[str]]) -> None:
+    async def scenario() -> None:
+        reporter = WithSenders(ends)
+        async with Zeek() as zeek:
+            zeek.answers = lambda text: REFUSAL
+            async with publishing(reporter, WebSocket("127.0.0.1", zeek.port), interval=3600):
+                await until(lambda: len(said()) >= 2)
+        assert reporter.acknowledged == []
+    asyncio.run(scenario())
+    assert "going on without" in said()[0]
+    assert "Zeek refuses the report: deserialization_failed" in said()[1]
+
+
 def test_a_refused_connection_is_told(ends: Path, said: Callable[[], list[str]]) -> None:
     async def scenario() -> None:
         async with Zeek() as zeek:
@@ -446,6 +542,47 @@ def test_what_is_kept_too_long_is_dropped_and_counted(ends: Path, monkeypatch: p
         assert 5 < lost < 30
         assert f"{lost} were older" in said()[1]
     asyncio.run(scenario())
+
+
+BINDINGS = """
+import os
+
+Topic = Count = str
+NOTHING, _ = os.pipe()
+
+class Endpoint:
+    def make_subscriber(self, topic): return self
+    def peer(self, *address): return True
+    def fd(self): return NOTHING
+    def poll(self): return []
+    def publish(self, topic, event): print(topic, event, flush=True)
+"""
+
+
+def test_the_process_with_the_bindings_takes_messages_as_they_come(tmp_path: Path) -> None:
+    """Several at a time, or one in pieces; a stand-in prints what it is given to publish."""
+    (tmp_path / "broker").mkdir()
+    (tmp_path / "broker" / "__init__.py").write_text(BINDINGS)
+    (tmp_path / "broker" / "zeek.py").write_text("def Event(*words): return ' '.join(words)")
+    lines = "".join(events.encode("topic", name, events.string("é")) + "\n" for name in "abcd").encode()
+    command = [sys.executable, "-m", "xdp_erm_py.publish.broker_bridge", "127.0.0.1", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdin and process.stdout
+        impatience = threading.Timer(20, process.kill)
+        impatience.start()
+        try:
+            assert process.stdout.readline() == b"{}\n"
+            for piece, published in ((lines[:len(lines) // 2 + 9], "ab"), (lines[len(lines) // 2 + 9:], "cd")):
+                process.stdin.write(piece)
+                process.stdin.flush()
+                for name in published:
+                    assert process.stdout.readline() == f"topic {name} é\n".encode()
+            process.stdin.close()
+            assert process.wait() == 0
+        finally:
+            impatience.cancel()
+            process.kill()
 
 
 class Dead:

@@ -516,7 +516,7 @@ def host(monkeypatch) -> SimpleNamespace:
     monkeypatch.setattr(spread, "_listed", lambda name: set(config.parse_cpu_list(getattr(made, name))))
     monkeypatch.setattr(spread, "_receiving", lambda link: made.receiving)
     monkeypatch.setattr(spread, "_redirects", lambda link: made.redirects)
-    monkeypatch.setattr(spread, "_kernel", lambda: made.kernel)
+    monkeypatch.setattr(spread, "kernel", lambda: made.kernel)
     monkeypatch.setattr(rps, "masks", lambda link: made.masks)
     return made
 

@@ -441,7 +441,12 @@ def test_commands_by_node(stopped):
          "Publisher": "off", "Workers": " ".join(WORKERS)}]
     assert cluster.zeekctl("xdp_erm.stats", status=1) == (
         f"Error: 127.0.0.1: xdp-erm: {SENSOR}: xdp-erm is not attached; `xdp-erm attach {SENSOR}` does it\n")
+    said = cluster.zeekctl("xdp_erm.doctor", status=1)
+    assert f"\n127.0.0.1: problem  {SENSOR}: xdp-erm is not attached: `xdp-erm attach {SENSOR}`\n" in said
     cluster.zeekctl("xdp_erm.attach", "worker-1")
+    said = cluster.zeekctl("xdp_erm.doctor")
+    assert said.startswith("127.0.0.1: ok       host: Linux ")
+    assert said.count(f" {SENSOR}: xdp-erm is attached (native, program ") == 1  # for all its workers
     cluster.send(TRAFFIC[:100])
     row, = table(cluster.zeekctl("xdp_erm.stats", "worker-3"))
     assert (row["Host"], row["Interface"], row["decapsulated"]) == ("127.0.0.1", SENSOR, "100")

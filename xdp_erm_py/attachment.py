@@ -29,9 +29,11 @@ STATE_MAP = "xdp_erm_state"
 _STATE_KEY = bytes(4)
 # A later command may have more to remember, an offload that came on since.
 _STATE_SLACK = 1024
+_STATE_TYPES = {"version": str, "digest": str, "config": dict, "nic": dict}
+_TIME = "%Y-%m-%dT%H:%M:%SZ"  # UTC
 
 #: The maps that a new program takes over from the one it replaces.
-CARRIED_MAPS = ("counters", "own_sessions", "sessions", "steered", "arrived")
+CARRIED_MAPS = ("counters", "own_sessions", "sessions", "senders", "steered", "arrived")
 #: The queues to other CPUs, too, where nothing changes of them: what waits in old ones would be overtaken otherwise.
 QUEUES_MAP = "cpus"
 
@@ -94,10 +96,24 @@ def attachment_of(link: Link) -> Attachment | None:
                     maps[map_.info.name] = map_id
                     if map_.info.name == STATE_MAP:
                         value = map_.lookup(_STATE_KEY)
-                        state = json.loads(value[0].rstrip(b"\0")) if value else None
+                        state = _state(value[0]) if value else None
     except FileNotFoundError:
         return None  # detached while we looked
     return Attachment(link, state, maps) if state else None
+
+
+def _state(value: bytes) -> dict[str, Any] | None:
+    """What a state map says. None: no state of ours, as any root process can make a map of that name."""
+    try:
+        state = json.loads(value.rstrip(b"\0"))
+        datetime.strptime(state["attached_at"], _TIME)
+        plausible = all(isinstance(state[key], kind) for key, kind in _STATE_TYPES.items())
+        plan = state.get("spread")  # versions before it had none
+        if plan:
+            plausible &= isinstance(plan["how"], str) and all(type(cpu) is int for cpu in plan["cpus"])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return state if plausible else None
 
 
 def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]:
@@ -111,7 +127,7 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         link, mended = _mend(journal, links, name)
         current = attachment_of(link)
         if link.program_id is not None and current is None and not force:
-            raise _foreign(link)
+            raise foreign(link)
         mode, said = _mode(link, config)
         said = mended + said
         candidates = _candidates(link, current, config, mode)
@@ -246,7 +262,9 @@ class _Programs:
         self._opened, self._link, self._current, self._config, self._state = opened, link, current, config, state
         self._loaded: dict[str, tuple[int, bpf.Map]] = {}
         self.said: list[str] = []
-        _require_bpf(link)
+        refused = bpf_refused()
+        if refused:
+            raise XdpErmError(f"{link.name}: {refused}")
 
     def load(self, candidate: _Candidate) -> int:
         """Its descriptor. XdpErmError: it does not compile, or the kernel does not take it. Raises _NoFrags as well."""
@@ -383,11 +401,11 @@ def detach(name: str) -> list[str]:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(timezone.utc).strftime(_TIME)
 
 
-def _require_bpf(link: Link) -> None:
-    """Fails where the kernel gives us no BPF at all, in clearer words than bcc's."""
+def bpf_refused() -> str | None:
+    """Why the kernel gives us no BPF at all, in clearer words than bcc's; None: it does."""
     # Before Linux 5.11 maps are charged to the limit on locked memory, often 64 KiB; without CAP_SYS_RESOURCE it stays.
     with contextlib.suppress(ValueError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -396,9 +414,10 @@ def _require_bpf(link: Link) -> None:
             pass
     except OSError as error:
         if error.errno == errno.ENOSYS:
-            raise XdpErmError(f"{link.name}: this kernel has no BPF and so no XDP (CONFIG_BPF_SYSCALL)") from None
-        raise XdpErmError(f"{link.name}: this kernel refuses BPF to root: {error.strerror} (kernel lockdown, or a "
-                          "container without CAP_BPF and CAP_NET_ADMIN)") from None
+            return "this kernel has no BPF and so no XDP (CONFIG_BPF_SYSCALL)"
+        return (f"this kernel refuses BPF to root: {error.strerror} (kernel lockdown, or a container without CAP_BPF "
+                "and CAP_NET_ADMIN)")
+    return None
 
 
 def _program_name(program_id: int) -> str:
@@ -409,7 +428,8 @@ def _program_name(program_id: int) -> str:
         return "gone by now"
 
 
-def _foreign(link: Link) -> XdpErmError:
+def foreign(link: Link) -> XdpErmError:
+    """What is to be said of somebody else's program on the interface."""
     assert link.program_id is not None
     name = _program_name(link.program_id)
     if name == "xdp_dispatcher":

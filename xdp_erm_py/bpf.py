@@ -10,7 +10,6 @@ import ctypes
 import os
 import platform
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +17,9 @@ from .errors import XdpErmError
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 
-_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_GET_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 4, 5
-_PROG_TEST_RUN, _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_BIND_MAP = 10, 13, 14, 15, 35
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _PROG_LOAD = 0, 1, 2, 5
+_PROG_TEST_RUN, _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD = 10, 13, 14, 15
+_MAP_LOOKUP_BATCH, _PROG_BIND_MAP = 24, 35
 
 _MAP_TYPE_ARRAY = 2
 _PROG_TYPE_SCHED_CLS, _PROG_TYPE_XDP = 3, 6
@@ -135,18 +135,30 @@ class Map:
         """Puts `value` under `key`."""
         update(self.fd, key, value)
 
-    def __iter__(self) -> Iterator[bytes]:
-        """The keys. One that goes while we walk can make the walk start over: at most max_entries are given."""
-        key: ctypes.Array[ctypes.c_char] | None = None
-        for _ in range(self.info.max_entries):
-            following = ctypes.create_string_buffer(self.info.key_size)
-            attributes = struct.pack("=IIQQ", self.fd, 0, _address(key) if key else 0, _address(following))
+    def contents(self) -> dict[bytes, bytes]:
+        """All keys and values of a hash map (no per-CPU map).
+
+        What is there from beginning to end is in it, however many keys come and go meanwhile: it is read in batches of
+        whole buckets (Linux 5.6), not from key to key.
+        """
+        most, key_size, value_size = self.info.max_entries, self.info.key_size, self.info.value_size
+        keys, values = ctypes.create_string_buffer(most * key_size), ctypes.create_string_buffer(most * value_size)
+        place = ctypes.create_string_buffer(4)
+        found: dict[bytes, bytes] = {}
+        before, at_end = 0, False
+        while not at_end:
+            attributes = ctypes.create_string_buffer(struct.pack(
+                "=QQQQIIQQ", before, _address(place), _address(keys), _address(values), most, self.fd, 0, 0), 56)
             try:
-                _bpf(_MAP_GET_NEXT_KEY, attributes)
+                _bpf(_MAP_LOOKUP_BATCH, attributes)
             except FileNotFoundError:
-                return
-            yield following.raw
-            key = following
+                at_end = True
+            count, = struct.unpack_from("=I", attributes, 32)
+            for index in range(count):
+                key = keys.raw[index * key_size:(index + 1) * key_size]
+                found[key] = values.raw[index * value_size:(index + 1) * value_size]
+            before = _address(place)
+        return found
 
 
 def update(fd: int, key: bytes, value: bytes) -> None:
@@ -197,12 +209,15 @@ def bind_map(program: int, map_: int) -> None:
     _bpf(_PROG_BIND_MAP, struct.pack("=III", program, map_, 0))
 
 
-def test_run(program: int, packet: bytes) -> tuple[int, bytes]:
-    """Runs an XDP program on one packet (14 bytes or more): its return value, and the packet as it is afterwards."""
+def test_run(program: int, packet: bytes, repeat: int = 1) -> tuple[int, bytes]:
+    """Runs an XDP program on one packet (14 bytes or more): its return value, and the packet as it is afterwards.
+
+    `repeat`: so many times, each on what the one before has left.
+    """
     before = ctypes.create_string_buffer(packet, len(packet))
     after = ctypes.create_string_buffer(len(packet) + 256)
     attributes = ctypes.create_string_buffer(struct.pack(
-        "=IIIIQQII", program, 0, len(packet), len(after), _address(before), _address(after), 1, 0), 80)
+        "=IIIIQQII", program, 0, len(packet), len(after), _address(before), _address(after), repeat, 0), 80)
     _bpf(_PROG_TEST_RUN, attributes)
     result, _, size = struct.unpack_from("=III", attributes, 4)
     return result, after.raw[:size]

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 try:
     import yaml
@@ -19,6 +19,7 @@ except ModuleNotFoundError:
 
 from . import __version__, config
 from .errors import UsageError, XdpErmError
+from .printable import printable, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,10 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except XdpErmError as error:
-        print(f"xdp-erm: {error}", file=sys.stderr)
-        return error.exit_status
+        return _failed(error)
     except ModuleNotFoundError as error:
-        package = _PACKAGES.get((error.name or "").partition(".")[0])
+        package = PACKAGES.get((error.name or "").partition(".")[0])
         if package is None:
             raise
         print(f"xdp-erm: the Python module {error.name} is missing: install {package}", file=sys.stderr)
@@ -47,13 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-# What each module is called as a package of Debian and Ubuntu, and of RHEL and Fedora.
-_PACKAGES = {name: f"python3-{name}" for name in ("pyroute2", "rich", "websockets")}
+def _failed(error: XdpErmError) -> int:
+    """Says what is wrong; returns the exit status."""
+    print(printable(f"xdp-erm: {error}"), file=sys.stderr)
+    return error.exit_status
+
+
+#: What each module is called as a package of Debian and Ubuntu, and of RHEL and Fedora.
+PACKAGES = {name: f"python3-{name}" for name in ("pyroute2", "rich", "websockets")}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     """`command`: the one that was given, if any; only its own module is imported."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="xdp-erm", description="Strips HP ERM from mirrored traffic in XDP, before AF_PACKET's fanout sees it.")
     parser.add_argument("--version", action="version", version=f"xdp-erm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -95,6 +106,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
 
 #: Commands in a module of their name, which says `add_arguments(parser)` and `run(args) -> int`.
 _SEPARATE_COMMANDS = {
+    "doctor": "look at everything that decapsulation depends on, and say what to do",
     "generate": "send ERM made in the kernel into a veth interface, as a load",
     "lab": "try it without hardware: a switch and a sensor in network namespaces",
     "publish": "report the counters to Zeek for as long as it runs",
@@ -172,15 +184,10 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 def _configured(args: argparse.Namespace) -> dict[str, config.InterfaceConfig]:
     """The interfaces that a command is for, each with its effective configuration."""
     configuration = config.load(args.config)
-    names = list(dict.fromkeys(args.interfaces)) or list(configuration.interfaces)
+    names = config.check_interface_names(args.interfaces) or list(configuration.interfaces)
     if not names:
         raise UsageError("no interface: name one, or put it under `interfaces` in "
                          f"{args.config or config.DEFAULT_PATH}")
-    for name in names:
-        try:
-            config.check_interface_name(name)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
     overrides = _overrides(args)
     return {name: configuration.of(name, overrides) for name in names}
 
@@ -190,10 +197,10 @@ def _each(names: Any, act: Any) -> int:
     failed = 0
     for name in names:
         try:
-            print("\n".join(act(name)), flush=True)
+            for line in act(name):
+                say(line)
         except XdpErmError as error:
-            print(f"xdp-erm: {error}", file=sys.stderr)
-            failed = error.exit_status
+            failed = _failed(error)
     return failed
 
 

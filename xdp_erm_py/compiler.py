@@ -81,6 +81,12 @@ def _import_bcc() -> Any:
     return bcc
 
 
+def bcc_version() -> str:
+    """XdpErmError: there is no bcc."""
+    version: str = _import_bcc().__version__
+    return version
+
+
 def source(name: str) -> bytes:
     """One of the sources in bpf/."""
     text: bytes = (shared.BPF_DIRECTORY / name).read_bytes()
@@ -152,6 +158,7 @@ class Compiled:
         names = ["counters"]
         names += ["sources"] if self._config.sources else []
         names += ["targets"] if self._config.targets else []
+        names += ["senders"] if self._config.sources or self._config.targets else []
         names += ["own_sessions", "sessions"] if self._config.sessions else []
         names += ["cpus", "lanes", "steered"] if self._variant.cpus else []
         return {name: self._program[name.encode()].map_fd for name in names}

@@ -197,6 +197,14 @@ def check_interface_name(name: Any) -> str:
     return name
 
 
+def check_interface_names(names: Iterable[str]) -> list[str]:
+    """The names, each once. UsageError: Linux would not take one for an interface."""
+    try:
+        return [check_interface_name(name) for name in dict.fromkeys(names)]
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Configuration:
     """One configuration file: the settings by interface, and those for interfaces it does not name."""

@@ -17,11 +17,14 @@ from rich.text import Text
 from . import shared
 from . import stats as reading
 from .config import cpu_list
+from .printable import printable, say
 
 _NOTHING = "xdp-erm is not attached to any interface of this network namespace"
 
 # Switch sessions shown while watching: the busiest ones, so that the table fits a screen.
 _SESSIONS_WATCHED = 10
+# Foreign senders shown: those with most packets. A flood of made-up ones would push everything else off the screen.
+_SENDERS_SHOWN = 10
 
 _GOOD, _BAD, _PLAIN = "green", "yellow", ""
 
@@ -34,7 +37,17 @@ def _style(counter: str, packets: float) -> str:
 
 def _console() -> Console:
     # Where the output is no terminal nobody's width is known, and rich would cut the table at 80 columns.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
+
+
+def _printable(value: Any) -> Any:
+    """A reading with nothing in its texts that a terminal would obey: names are the interfaces', the rest may be any
+    root process's."""
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def status(interfaces: list[dict[str, Any]]) -> None:
@@ -45,7 +58,7 @@ def status(interfaces: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("interface", "mode", "program", "isolated", "spread", "since", "configuration"):
         table.add_column(column, overflow="fold")
-    for interface in interfaces:
+    for interface in _printable(interfaces):
         configuration = " ".join(f"{key}={_shown(value)}" for key, value in interface["config"].items()
                                  if value not in ([], False) and not key.startswith("spread"))
         isolated = "yes" if interface["isolated"] else "no"
@@ -72,7 +85,7 @@ def stats(interfaces: list[dict[str, Any]]) -> None:
     if not interfaces:
         print(_NOTHING)
         return
-    _console().print(Group(*_tables(interfaces)))
+    _console().print(Group(*_tables(_printable(interfaces))))
 
 
 def _tables(interfaces: list[dict[str, Any]]) -> Iterator[RenderableType]:
@@ -89,6 +102,7 @@ def _tables(interfaces: list[dict[str, Any]]) -> Iterator[RenderableType]:
             yield _cpu_table(interface["cpus"])
         if interface["sessions"]:
             yield _session_table(interface["sessions"])
+        yield from _foreign(interface)
         yield Text()
 
 
@@ -123,6 +137,25 @@ def _session_table(sessions: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
+def _foreign(interface: dict[str, Any]) -> Iterator[RenderableType]:
+    """Who sent what the allow lists keep out; nothing where there is nobody."""
+    senders = interface["foreign"]
+    if not senders:
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("foreign sender", min_width=21)
+    for column in ("packets", "bytes"):
+        table.add_column(column, justify="right", min_width=14)
+    table.add_column("last seen")
+    for sender in senders[:_SENDERS_SHOWN]:
+        table.add_row(sender["source"], f"{sender['packets']:,}", f"{sender['bytes']:,}", sender["last_seen"],
+                      style=_BAD)
+    yield table
+    hidden = len(senders) - _SENDERS_SHOWN
+    if hidden > 0:
+        yield Text(f"and {hidden} more: xdp-erm stats {interface['name']} --json", style="dim")
+
+
 def watch(name: str | None, seconds: float, as_json: bool) -> int:
     """Reads the counters every `seconds` until interrupted: a live table on a terminal, else a line a reading."""
     readings = _readings(name, seconds)
@@ -133,13 +166,13 @@ def watch(name: str | None, seconds: float, as_json: bool) -> int:
         before: dict[int, dict[str, Any]] = {}
         with Live(Text("reading ..."), console=_console(), screen=True, auto_refresh=False) as live:
             for elapsed, interfaces in readings:
-                live.update(_rates(interfaces, before, elapsed), refresh=True)
+                live.update(_rates(_printable(interfaces), before, elapsed), refresh=True)
                 before = {interface["ifindex"]: interface for interface in interfaces}
     else:
         before = {}
         for elapsed, interfaces in readings:
             for interface in interfaces:
-                print(_line(interface, before.get(interface["ifindex"]), elapsed), flush=True)
+                say(_line(interface, before.get(interface["ifindex"]), elapsed))
             if not interfaces:
                 print(_NOTHING, flush=True)
             before = {interface["ifindex"]: interface for interface in interfaces}
@@ -189,6 +222,7 @@ def _rates(interfaces: list[dict[str, Any]], before: dict[int, dict[str, Any]], 
         hidden = len(interface["sessions"]) - _SESSIONS_WATCHED
         if hidden > 0:
             parts.append(Text(f"and {hidden} quieter sessions: xdp-erm stats {interface['name']}", style="dim"))
+        parts += _foreign(interface)
         parts.append(Text())
     return Group(*parts)
 
@@ -200,5 +234,6 @@ def _line(interface: dict[str, Any], before: dict[str, Any] | None, elapsed: flo
     moved = [f"{name}={rate:.0f}/s" for name, rate in rates.items() if rate or name == "decapsulated"]
     dropped = sum(cpu["dropped"] for cpu in interface["cpus"].values())
     queues = f" {dropped} dropped at CPUs" if dropped else ""
+    foreign = f" {len(interface['foreign'])} foreign senders" if interface["foreign"] else ""
     return (f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {interface['name']} {' '.join(moved)} "
-            f"{megabits:.2f} Mbit/s {len(interface['sessions'])} sessions{queues}")
+            f"{megabits:.2f} Mbit/s {len(interface['sessions'])} sessions{queues}{foreign}")

@@ -46,13 +46,18 @@ class _Filter(NamedTuple):
     """of a BPF filter"""
 
 
-def lacks_metadata(link: Link) -> str | None:
-    """The interface's driver, if its native XDP is known to have no metadata. /sys must be of our network namespace."""
+def driver(link: Link) -> str | None:
+    """The interface's driver; None: it is a virtual interface. /sys must be of our network namespace."""
     try:
-        driver = os.path.basename(os.readlink(Path("/sys/class/net") / link.name / "device" / "driver"))
+        return os.path.basename(os.readlink(Path("/sys/class/net") / link.name / "device" / "driver"))
     except OSError:
-        return None  # a virtual interface, all of which have it
-    return driver if driver in DRIVERS_WITHOUT_METADATA else None
+        return None
+
+
+def lacks_metadata(link: Link) -> str | None:
+    """The interface's driver, if its native XDP is known to have no metadata. Virtual interfaces all have it."""
+    name = driver(link)
+    return name if name in DRIVERS_WITHOUT_METADATA else None
 
 
 def is_isolated(link: Link) -> bool:

@@ -61,6 +61,14 @@ def settle(link: Link, intend: Intend) -> list[str]:
     return said
 
 
+def harmful(link: Link) -> tuple[list[str], list[str]]:
+    """Those of FEATURES that are on: (what may be turned off, what the driver does not let be turned off)."""
+    features = _features(link)
+    on = sorted(name for name, active, *_ in features if active and name in FEATURES)
+    movable = [name for name in on if features.is_available(name)]
+    return movable, [name for name in on if name not in movable]
+
+
 def steer(link: Link, cpus: tuple[int, ...], earlier: dict[str, Any], intend: Intend) -> list[str]:
     """Receive packet steering over `cpus`; over none: as it was before the changes `earlier`, which forget it.
 

@@ -64,6 +64,7 @@ class Decapsulation:
     """The verdict and the frame that goes on to the taps.
 
     With any verdict but `decapsulated` the frame is the one that came in, `levels` is 0 and `session` None.
+    `foreign` is the source address where the verdict is `foreign_source` or `foreign_target`.
     """
 
     verdict: str
@@ -71,10 +72,15 @@ class Decapsulation:
     levels: int = 0
     inner_truncated: bool = False
     session: Session | None = None
+    foreign: str | None = None
 
 
 class NotErm(Exception):
     """The frame is not ERM that can be peeled; the message is the verdict that says why."""
+
+    def __init__(self, verdict: str, foreign: str | None = None) -> None:
+        super().__init__(verdict)
+        self.foreign = foreign
 
 
 def decapsulate(frame: bytes, config: InterfaceConfig) -> Decapsulation:
@@ -82,7 +88,7 @@ def decapsulate(frame: bytes, config: InterfaceConfig) -> Decapsulation:
     try:
         outermost = datagram = _parse(frame, config.port, config.sources, config.targets)
     except NotErm as reason:
-        return Decapsulation(str(reason), frame)
+        return Decapsulation(str(reason), frame, foreign=reason.foreign)
     levels = 1
     while levels < config.depth:
         try:
@@ -160,9 +166,9 @@ def _parse(
         raise NotErm("not_erm")
     source_address = ipaddress.IPv4Address(source)
     if sources and not any(source_address in ipaddress.IPv4Network(prefix) for prefix in sources):
-        raise NotErm("foreign_source")
+        raise NotErm("foreign_source", str(source_address))
     if targets and str(ipaddress.IPv4Address(destination)) not in targets:
-        raise NotErm("foreign_target")
+        raise NotErm("foreign_target", str(source_address))
 
     if udp_length < UDP_LEN or header_len + udp_length > total_length:
         raise NotErm("malformed")

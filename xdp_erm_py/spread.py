@@ -109,14 +109,15 @@ def _no_cpumap(link: Link, config: InterfaceConfig, mode: str) -> str | None:
     if mode == "generic":
         if config.isolate:
             return "in generic mode it loses the mark that keeps decapsulated frames from the host (isolate)"
-        if _kernel() < (5, 15):
+        if kernel() < (5, 15):
             return "in generic mode it needs Linux 5.15"
     elif _redirects(link) is False:
         return "the driver's native XDP cannot redirect"
     return None
 
 
-def _kernel() -> tuple[int, ...]:
+def kernel() -> tuple[int, ...]:
+    """The version of the running kernel: two numbers."""
     return tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 
 

@@ -1,4 +1,4 @@
-"""Reads counters and sessions out of the attached programs."""
+"""Reads counters, sessions and foreign senders out of the attached programs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def snapshot(name: str | None = None) -> list[dict[str, Any]]:
     interfaces = []
     for attachment in attachments:
         try:
-            interfaces.append(_interface(attachment))
+            interfaces.append(read(attachment))
         except FileNotFoundError:
             continue  # detached or swapped while we read: the next reading has it
     return interfaces
@@ -48,9 +48,10 @@ def describe(attachment: Attachment) -> dict[str, Any]:
     }
 
 
-def _interface(attachment: Attachment) -> dict[str, Any]:
+def read(attachment: Attachment) -> dict[str, Any]:
+    """What one interface has counted. FileNotFoundError: it was detached or swapped meanwhile."""
     return {**describe(attachment), "counters": _counters(attachment), "sessions": _sessions(attachment),
-            "cpus": _cpus(attachment)}
+            "foreign": _foreign(attachment), "cpus": _cpus(attachment)}
 
 
 def _counters(attachment: Attachment) -> dict[str, dict[str, int]]:
@@ -89,15 +90,30 @@ def _sessions(attachment: Attachment) -> list[dict[str, Any]]:
         return []
     with bpf.Map.by_id(attachment.maps["own_sessions"]) as own, bpf.Map.by_id(attachment.maps["sessions"]) as shared_:
         counted = read_sessions(own, shared_)
-    boot = time.time() - time.monotonic()
-    sessions = []
-    for (source, source_port), (packets, bytes_, last_seen) in counted.items():
-        seen = datetime.fromtimestamp(boot + last_seen, timezone.utc)
-        sessions.append({
-            "source": source, "source_port": source_port, "packets": packets, "bytes": bytes_,
-            "last_seen": seen.strftime("%Y-%m-%dT%H:%M:%S.") + f"{seen.microsecond // 1000:03}Z",
-        })
+    sessions = [{"source": source, "source_port": source_port, "packets": packets, "bytes": bytes_,
+                 "last_seen": _rfc3339(last_seen)}
+                for (source, source_port), (packets, bytes_, last_seen) in counted.items()]
     return sorted(sessions, key=lambda session: (-session["packets"], session["source"], session["source_port"]))
+
+
+def _foreign(attachment: Attachment) -> list[dict[str, Any]]:
+    """Who sent what the allow lists keep out, the one with most packets first."""
+    if "senders" not in attachment.maps:
+        return []
+    with bpf.Map.by_id(attachment.maps["senders"]) as map_:
+        counted = read_senders(map_)
+    senders = [{"source": source, "packets": packets, "bytes": bytes_, "last_seen": _rfc3339(last_seen)}
+               for source, (packets, bytes_, last_seen) in counted.items()]
+    return sorted(senders, key=lambda sender: (-sender["packets"], sender["source"]))
+
+
+def read_senders(senders: bpf.Map) -> dict[str, tuple[int, int, float]]:
+    """Packets, bytes and when the last packet came (seconds of CLOCK_MONOTONIC) by source address."""
+    counted = {}
+    for key, value in senders.contents().items():
+        packets, bytes_, jiffies = _COUNTED.unpack(value)
+        counted[str(ipaddress.IPv4Address(key))] = packets, bytes_, _monotonic(jiffies)
+    return counted
 
 
 def read_sessions(own: bpf.Map, shared_: bpf.Map) -> dict[tuple[str, int], tuple[int, int, float]]:
@@ -107,16 +123,16 @@ def read_sessions(own: bpf.Map, shared_: bpf.Map) -> dict[tuple[str, int], tuple
     """
     places = _own_sessions(own)
     while True:
-        found = [(key, value[0]) for key in shared_ for value in [shared_.lookup(key)] if value]
+        found = shared_.contents()
         again = _own_sessions(own)
         # Where a place has passed to another session, what the one before had moved while we looked.
         if all(new[0] == old[0] for place, old in places.items() for new in [again[place]]):
             break
         places = again
     sessions: dict[tuple[str, int], tuple[int, int, float]] = {}
-    for key, value in [*found, *again.values()]:
+    for key, value in [*found.items(), *again.values()]:
         source, port, _ = _SESSION_KEY.unpack(key)
-        packets, bytes_, jiffies = _SESSION.unpack(value)
+        packets, bytes_, jiffies = _COUNTED.unpack(value)
         name = str(ipaddress.IPv4Address(source)), port
         others = sessions.get(name, (0, 0, 0.0))
         sessions[name] = others[0] + packets, others[1] + bytes_, max(others[2], _monotonic(jiffies))
@@ -124,12 +140,12 @@ def read_sessions(own: bpf.Map, shared_: bpf.Map) -> dict[tuple[str, int], tuple
 
 
 _SESSION_KEY = struct.Struct("!4sHH")  # in network byte order
-_SESSION = struct.Struct("=QQQ")
+_COUNTED = struct.Struct("=QQQ")  # packets, bytes, jiffies
 
 
 def _own_sessions(own: bpf.Map) -> dict[tuple[int, int], tuple[bytes, bytes]]:
     """Key and value by CPU and place, of the places that are taken."""
-    size = _SESSION_KEY.size + _SESSION.size
+    size = _SESSION_KEY.size + _COUNTED.size
     nobody = bytes(size)
     places = {}
     for cpu, values in enumerate(own.lookup(bytes(4)) or []):
@@ -140,6 +156,12 @@ def _own_sessions(own: bpf.Map) -> dict[tuple[int, int], tuple[bytes, bytes]]:
             if place != nobody:
                 places[cpu, start] = place[:_SESSION_KEY.size], place[_SESSION_KEY.size:]
     return places
+
+
+def _rfc3339(monotonic: float) -> str:
+    """Seconds of CLOCK_MONOTONIC as the time of day, UTC, to the millisecond."""
+    seen = datetime.fromtimestamp(time.time() - time.monotonic() + monotonic, timezone.utc)
+    return seen.strftime("%Y-%m-%dT%H:%M:%S.") + f"{seen.microsecond // 1000:03}Z"
 
 
 def _monotonic(jiffies: int) -> float:

@@ -144,6 +144,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
         return [
             ("status", "[<nodes>]", "Show where xdp-erm is attached, and its publishers"),
             ("stats", "[<nodes>]", "Show xdp-erm's packet counters"),
+            ("doctor", "[<nodes>]", "Check all that xdp-erm needs on the nodes' hosts, and say what to do"),
             ("attach", "[<nodes>]", "Attach xdp-erm to the nodes' interfaces"),
             ("detach", "[<nodes>]", "Detach xdp-erm from the nodes' interfaces"),
         ]
@@ -272,7 +273,8 @@ class XdpErm(ZeekControl.plugin.Plugin):
             return not self._attach(captures)
         if command == "detach":
             return not self._detach(captures)
-        return self._status(captures, cmdout) if command == "status" else self._stats(captures, cmdout)
+        show = {"status": self._status, "stats": self._stats, "doctor": self._doctor}[command]
+        return show(captures, cmdout)
 
     def _status(self, captures: list[Capture], cmdout: Any) -> bool:
         """Shows one table; whether all is as it should be."""
@@ -307,6 +309,18 @@ class XdpErm(ZeekControl.plugin.Plugin):
             else:
                 cmdout.error(f"{capture.node.host}: {outcome.output}")
         _show_table(rows, cmdout)
+        return all(outcome.success for outcome in outcomes)
+
+    def _doctor(self, captures: list[Capture], cmdout: Any) -> bool:
+        """Shows what is found on each host; whether there is no problem."""
+        nodes = _one_for_each_host(capture.node for capture in captures)
+        outcomes = self._run([
+            (node, self._privileged("doctor", "--", *(capture.interface for capture in captures
+                                                      if capture.node.addr == node.addr)))
+            for node in nodes])
+        for node, outcome in zip(nodes, outcomes):
+            for line in outcome.output.splitlines():
+                cmdout.info(f"{node.host}: {line}")
         return all(outcome.success for outcome in outcomes)
 
     # The configuration

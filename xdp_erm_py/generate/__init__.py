@@ -21,6 +21,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from .. import attachment, bpf, compiler
 from ..errors import UsageError, XdpErmError
 from ..lab.traffic import encapsulate, internet_checksum, ipv4_header
+from ..printable import say
 from ..privileges import require_to_change
 from ..reference import PROTOCOL_UDP, Session
 
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     before = _transmitted(ifindex)
     handed, seconds = _generate(ifindex, layout, args, packets)
     sent = _transmitted(ifindex) - before
-    print(f"{args.interface}: sent {sent} of {handed} frames ({len(layout.frame)} bytes, {args.flows} flows, "
+    say(f"{args.interface}: sent {sent} of {handed} frames ({len(layout.frame)} bytes, {args.flows} flows, "
           f"{args.sessions} sessions) in {seconds:.2f} s, {sent / seconds:.0f} a second")
     if sent < handed:
         raise XdpErmError(f"{args.interface}: {handed - sent} frames were dropped: the peer has neither an XDP program "

@@ -17,8 +17,10 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from ..errors import UsageError, XdpErmError
+from ..printable import printable
 from .publisher import Publisher
 from .reports import Reporter
 from .transports import Broker, Transport, WebSocket, broker_bindings
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="a Zeek node's WebSocket server on this host (default: %(default)s)")
     parser.add_argument("--peer", metavar="ADDRESS:PORT",
                         help="the manager, for clusters on the Broker backend (cluster-layout.zeek has the port)")
-    parser.add_argument("--host-name", default=socket.gethostname(), metavar="NAME",
+    parser.add_argument("--host-name", type=printable, default=socket.gethostname(), metavar="NAME",
                         help="this host's name in the logs (default: %(default)s)")
     parser.add_argument("--pid-file", type=Path, default=DEFAULT_PID_FILE, metavar="FILE",
                         help="locked as long as the publisher runs; what was reported last is remembered beside it, in "
@@ -55,12 +57,26 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.host_name:
         raise UsageError("--host-name: must not be empty")
     transports = wanted_transports(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+    log_to(sys.stderr)
     with _only_publisher(arguments.pid_file):
         privileges.require_to_look()
         reporter = Reporter(arguments.host_name, arguments.pid_file.with_suffix(".json"), stats.snapshot)
         asyncio.run(publish(reporter, transports, arguments))
     return 0
+
+
+class _OneLine(logging.Formatter):
+    """Messages quote others, Zeek's answers for instance: none of them is more than its line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def log_to(stream: TextIO) -> None:
+    """Where the log goes."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_OneLine("%(asctime)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 async def publish(reporter: Reporter, transports: list[Transport], arguments: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ import broker.zeek
 from . import events
 
 _RETRY_SECONDS = 1.0
+_READ_BYTES = 1 << 16
 
 
 def to_broker(value: dict[str, Any]) -> Any:
@@ -52,18 +53,20 @@ def main() -> None:
     if not endpoint.peer(address, port, _RETRY_SECONDS):
         sys.exit(f"no peering with {address}:{port}")
     print("{}", flush=True)
-    # One thread: a blocking call into the bindings keeps Python's lock, and no other would run. The next line comes
-    # only after this one's acknowledgement, so none waits in the reader's buffer, where select() cannot see it.
+    # One thread: a blocking call into the bindings keeps Python's lock, and no other would run.
+    stdin, rest = sys.stdin.fileno(), b""
     while True:
-        readable, _, _ = select.select([sys.stdin, subscriber.fd()], [], [])
-        if sys.stdin in readable:
-            line = sys.stdin.readline()
-            if not line:
+        readable, _, _ = select.select([stdin, subscriber.fd()], [], [])
+        if stdin in readable:
+            read = os.read(stdin, _READ_BYTES)
+            if not read:
                 os._exit(0)  # the bindings' own way out can hang
-            message = json.loads(line)
-            name, arguments = message["data"][2]["data"]
-            endpoint.publish(message["topic"],
-                             broker.zeek.Event(name["data"], *[to_broker(value) for value in arguments["data"]]))
+            *lines, rest = (rest + read).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                name, arguments = message["data"][2]["data"]
+                endpoint.publish(message["topic"],
+                                 broker.zeek.Event(name["data"], *[to_broker(value) for value in arguments["data"]]))
         for topic, data in subscriber.poll():
             event = broker.zeek.Event(data)
             print(events.encode(topic, event.name(), *[from_broker(value) for value in event.args()]), flush=True)

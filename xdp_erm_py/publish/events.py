@@ -17,6 +17,7 @@ REPORT_TOPIC = "zeek.xdp_erm.report"
 ACKNOWLEDGEMENT_TOPIC = "zeek.xdp_erm.acknowledgement"
 
 REPORT = "XDP_ERM::report"
+FOREIGN_SENDERS = "XDP_ERM::foreign_senders"
 DETACHED = "XDP_ERM::detached"
 ACKNOWLEDGED = "XDP_ERM::acknowledged"
 
@@ -87,7 +88,7 @@ def refusal(text: str) -> str | None:
     message = _parse(text)
     if not isinstance(message, dict) or message.get("type") != "error":
         return None
-    return f"{message.get('code')}: {message.get('context')}"
+    return f"{message.get('code')}: {message.get('context')}"[:200]
 
 
 def _parse(text: str) -> Any:

@@ -45,6 +45,7 @@ class Publisher:
         self._something_kept = asyncio.Event()
         self._stop = asyncio.Event()
         self._lost = 0
+        self._tell_senders = True
         self._reading_fails = False
 
     def stop(self) -> None:
@@ -96,6 +97,7 @@ class Publisher:
             transport = self._transports[0]
             try:
                 await transport.open()
+                self._tell_senders = True
                 while await self._delivered_one(transport):
                     if failures:
                         lost = f"; {self._lost} were older than {KEEP_SECONDS / 60:g} minutes and are lost"
@@ -124,9 +126,13 @@ class Publisher:
             if not self._kept:
                 return False
         kept = self._kept[0]
+        senders = kept.message.senders if self._tell_senders else None
+        if senders:
+            await transport.send(senders)
         await transport.send(kept.message.text)
         try:
-            await asyncio.wait_for(self._acknowledgement(transport, kept.message), ACKNOWLEDGEMENT_SECONDS)
+            await asyncio.wait_for(self._acknowledgement(transport, kept.message, senders is not None),
+                                   ACKNOWLEDGEMENT_SECONDS)
         except asyncio.TimeoutError:
             raise ConnectionFailed(f"{transport.name}: no acknowledgement in {ACKNOWLEDGEMENT_SECONDS:g} s: check that "
                                    "the manager runs and loads the xdp-erm package") from None
@@ -135,7 +141,8 @@ class Publisher:
             self._kept.popleft()
         return True
 
-    async def _acknowledgement(self, transport: Transport, message: Message) -> None:
+    async def _acknowledgement(self, transport: Transport, message: Message, senders: bool) -> None:
+        """Returns when it is there. `senders`: the message's senders were sent before it, and may be refused."""
         expected = events.ACKNOWLEDGED, [self._host, message.interface, message.sequence]
         while True:
             text = await transport.receive()
@@ -145,7 +152,12 @@ class Publisher:
                     return
             except ValueError as error:
                 raise ConnectionFailed(f"{transport.name}: {error}") from error
-            if complaint:
+            if complaint and senders:
+                # Zeek's package is older than we are. Its reports are the same.
+                log.warning("Zeek does not take who sent what the allow lists keep out (%s): its xdp-erm package is "
+                            "older; going on without", complaint)
+                self._tell_senders = senders = False
+            elif complaint:
                 raise ConnectionFailed(f"{transport.name}: Zeek refuses the report: {complaint}: check that its "
                                        "xdp-erm package is of the same version")
 

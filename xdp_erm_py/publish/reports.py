@@ -15,10 +15,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-from .. import shared
+from .. import netlink, shared
+from ..printable import printable
 from . import events
 
 NET_DEV = Path("/proc/self/net/dev")
+
+#: Foreign senders that a report names: those that sent most since the one before.
+MOST_SENDERS = 8
 
 Snapshot = dict[str, Any]
 """One interface as in stats.snapshot()."""
@@ -35,8 +39,9 @@ class Message(NamedTuple):
     packed: bytes
 
     @classmethod
-    def pack(cls, interface: str, sequence: int, text: str, end: dict[str, Any] | None) -> Message:
-        return cls(interface, sequence, zlib.compress(json.dumps([text, end]).encode()))
+    def pack(cls, interface: str, sequence: int, text: str, end: dict[str, Any] | None,
+             senders: str | None = None) -> Message:
+        return cls(interface, sequence, zlib.compress(json.dumps([text, end, senders]).encode()))
 
     @property
     def text(self) -> str:
@@ -49,6 +54,12 @@ class Message(NamedTuple):
         """Where the next interval begins; None: the program is gone."""
         end: dict[str, Any] | None = self._unpack()[1]
         return end
+
+    @property
+    def senders(self) -> str | None:
+        """The message about foreign senders that goes before it, for Zeek packages that know such; None: nobody."""
+        senders: str | None = self._unpack()[2]
+        return senders
 
     def _unpack(self) -> Any:
         return json.loads(zlib.decompress(self.packed))
@@ -90,12 +101,13 @@ class Reporter:
 
         Raises what stats.snapshot raises.
         """
-        attached = {interface["name"]: interface for interface in self._snapshot()}
+        attached = {printable(interface["name"]): interface for interface in self._snapshot()}
         now = time.time()
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         drops = host_drops()
         messages = [self._detached(name, now) for name in list(self._made) if name not in attached]
-        messages += [self._report(interface, now, since_boot, drops.get(name)) for name, interface in attached.items()]
+        messages += [self._report(name, interface, now, since_boot, drops.get(name))
+                     for name, interface in attached.items()]
         return messages
 
     def acknowledge(self, message: Message) -> None:
@@ -112,14 +124,14 @@ class Reporter:
         self._sequence = max(self._sequence + 1, int(now * 1000))
         return self._sequence
 
-    def _report(self, interface: Snapshot, now: float, since_boot: float, drops: int | None) -> Message:
-        name = interface["name"]
+    def _report(self, name: str, interface: Snapshot, now: float, since_boot: float, drops: int | None) -> Message:
         end = {
             "ifindex": interface["ifindex"], "attached_at": interface["attached_at"], "since_boot": since_boot,
             "counters": {counter: [value["packets"], value["bytes"]]
                          for counter, value in interface["counters"].items()},
             "sessions": {f"{session['source']} {session['source_port']}": [session["packets"], session["bytes"]]
                          for session in interface["sessions"]},
+            "foreign": {sender["source"]: [sender["packets"], sender["bytes"]] for sender in interface["foreign"]},
             "drops": drops, "queue_drops": _queue_drops(interface),
         }
         attached_at = _seconds(interface["attached_at"])
@@ -152,7 +164,22 @@ class Reporter:
             events.vector(_sessions(interface["sessions"], begin["sessions"])),
         ]))
         self._made[name] = end
-        return Message.pack(name, sequence, text, end)
+        return Message.pack(name, sequence, text, end,
+                            self._senders(name, sequence, interface["foreign"], begin.get("foreign", {})))
+
+    def _senders(self, name: str, sequence: int, foreign: list[Snapshot], begin: dict[str, list[int]]) -> str | None:
+        """Names those of `foreign` that sent most in the interval; None: nobody sent anything."""
+        sent = {sender["source"]: _sent(begin.get(sender["source"]), [sender["packets"], sender["bytes"]])
+                for sender in foreign}
+        sent = {source: counted for source, counted in sent.items() if counted[0]}
+        if not sent:
+            return None
+        most = sorted(sent, key=lambda source: -sent[source][0])[:MOST_SENDERS]
+        return events.encode(
+            events.REPORT_TOPIC, events.FOREIGN_SENDERS, events.count(events.VERSION), events.count(sequence),
+            events.string(self._host), events.string(name),
+            events.vector(events.vector([events.address(source), *map(events.count, sent[source])]) for source in most),
+            events.count(len(sent) - len(most)))
 
     def _detached(self, name: str, now: float) -> Message:
         del self._made[name]
@@ -171,13 +198,11 @@ def _queue_drops(interface: Snapshot) -> int | None:
 
 
 def _sessions(sessions: list[Snapshot], begin: dict[str, list[int]]) -> list[events.Value]:
-    """The sessions that sent something. One that was forgotten and came back counts from zero."""
+    """The sessions that sent something."""
     values = []
     for session in sessions:
-        now = [session["packets"], session["bytes"]]
-        sent = _grown(begin.get(f"{session['source']} {session['source_port']}"), now)
-        if min(sent) < 0:
-            sent = now
+        sent = _sent(begin.get(f"{session['source']} {session['source_port']}"),
+                     [session["packets"], session["bytes"]])
         if sent[0]:
             values.append(events.vector([
                 events.address(session["source"]), events.udp_port(session["source_port"]),
@@ -189,16 +214,25 @@ def _pair(packets_and_bytes: list[int]) -> events.Value:
     return events.vector(map(events.count, packets_and_bytes))
 
 
+def _sent(before: list[int] | None, after: list[int]) -> list[int]:
+    """What somebody sent. Who was forgotten and came back counts from zero."""
+    sent = _grown(before, after)
+    return after if min(sent) < 0 else sent
+
+
 def _grown(before: list[int] | None, after: list[int]) -> list[int]:
     return [now - then for then, now in zip(before or [0, 0], after)]
 
 
 def host_drops() -> dict[str, int]:
-    """Received packets that kernel or NIC dropped, for each interface of this network namespace, since it exists."""
+    """Received packets that kernel or NIC dropped, for each interface of this network namespace, since it exists.
+
+    By their printable names; there they stand as they are, with whatever bytes.
+    """
     drops = {}
-    for line in NET_DEV.read_text().splitlines()[2:]:
-        name, _, columns = line.partition(":")
-        drops[name.strip()] = int(columns.split()[3])
+    for line in NET_DEV.read_bytes().splitlines()[2:]:
+        name, _, columns = line.partition(b":")
+        drops[printable(netlink.text(name.lstrip(b" ")))] = int(columns.split()[3])
     return drops
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .. import config
 from ..errors import UsageError, XdpErmError
+from ..printable import say
 
 UNIT_DIRECTORY = Path("/etc/systemd/system")
 TEMPLATE = "xdp-erm@.service"
@@ -54,35 +55,35 @@ def run(args: argparse.Namespace) -> int:
 
 def _install(args: argparse.Namespace) -> None:
     configuration = config.load()
-    names = _names(args.interfaces) or list(configuration.interfaces)
+    names = config.check_interface_names(args.interfaces) or list(configuration.interfaces)
     if not names:
         raise UsageError(f"no interface: name one, or put it under `interfaces` in {config.DEFAULT_PATH}")
     texts = {unit: unit_text(unit, _command()) for unit in UNITS}
     changed = [unit for unit, text in texts.items() if _read_ours(unit) != text]
     for unit in changed:
         _write(UNIT_DIRECTORY / unit, texts[unit])
-        print(f"wrote {UNIT_DIRECTORY / unit}")
+        say(f"wrote {UNIT_DIRECTORY / unit}")
     units = [_instance(name) for name in names]
     _systemctl("enable", *units, PUBLISHER)  # which also has systemd read its files again
-    print(f"enabled {', '.join([*units, PUBLISHER])}")
+    say(f"enabled {', '.join([*units, PUBLISHER])}")
     absent = [name for name in names if not Path("/sys/class/net", name).exists()]
     for name in absent:
-        print(f"{name}: there is no such interface now; its unit starts when it appears")
+        say(f"{name}: there is no such interface now; its unit starts when it appears")
     if args.now:
         units = [unit for name, unit in zip(names, units) if name not in absent]
         _systemctl("reload-or-restart", *units, PUBLISHER)  # starts those that do not run
-        print(f"started {', '.join([*units, PUBLISHER])}")
+        say(f"started {', '.join([*units, PUBLISHER])}")
 
 
 def _remove(args: argparse.Namespace) -> None:
     ours = [unit for unit in UNITS if _read_ours(unit) is not None]
-    names = _names(args.interfaces)
+    names = config.check_interface_names(args.interfaces)
     if names and TEMPLATE in ours:
         for unit in map(_instance, names):
             _systemctl("disable", "--now", unit)
-            print(f"{unit}: stopped and disabled")
+            say(f"{unit}: stopped and disabled")
     elif names or not ours:
-        print("the units are not installed")
+        say("the units are not installed")
     else:
         running = [unit.replace("@", "@*") for unit in ours]
         _systemctl("stop", *running)
@@ -90,16 +91,8 @@ def _remove(args: argparse.Namespace) -> None:
         _systemctl("disable", *ours)  # a template: all its instances
         for unit in ours:
             (UNIT_DIRECTORY / unit).unlink()
-            print(f"stopped, disabled and removed {UNIT_DIRECTORY / unit}")
+            say(f"stopped, disabled and removed {UNIT_DIRECTORY / unit}")
         _systemctl("daemon-reload")
-
-
-def _names(names: list[str]) -> list[str]:
-    """The interfaces named on the command line, each once. UsageError: no such name is possible."""
-    try:
-        return [config.check_interface_name(name) for name in dict.fromkeys(names)]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def _instance(name: str) -> str:

@@ -14,5 +14,8 @@
 # @TEST-EXEC: btest-bg-wait 60
 # @TEST-EXEC: xdp-erm-columns < manager/xdp_erm.log > reports
 # @TEST-EXEC: btest-diff reports
+# @TEST-EXEC: zeek-cut note sub < manager/notice.log | grep Foreign > foreign
+# @TEST-EXEC: btest-diff foreign
 
 redef XDP_ERM::websocket_listen = F;
+redef XDP_ERM::foreign_rate = 0.0;

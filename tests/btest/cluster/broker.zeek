@@ -14,5 +14,9 @@
 # @TEST-EXEC: btest-bg-wait 60
 # @TEST-EXEC: xdp-erm-columns < manager/xdp_erm.log > reports
 # @TEST-EXEC: btest-diff reports
+# @TEST-EXEC: zeek-cut note sub < manager/notice.log | grep Foreign > foreign
+# @TEST-EXEC: btest-diff foreign
 # @TEST-EXEC: test ! -e worker-1/xdp_erm.log && test ! -e worker-2/xdp_erm.log
 # @TEST-EXEC-FAIL: grep -h XDP_ERM */reporter.log */.stderr
+
+redef XDP_ERM::foreign_rate = 0.0;

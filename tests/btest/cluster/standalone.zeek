@@ -10,7 +10,7 @@
 # @TEST-EXEC: btest-diff reports
 # @TEST-EXEC: zeek-cut host interface source source_port packets bytes last_seen < zeek/xdp_erm_sessions.log > sessions
 # @TEST-EXEC: btest-diff sessions
-# @TEST-EXEC: zeek-cut note msg src suppress_for < zeek/notice.log > notices
+# @TEST-EXEC: zeek-cut note msg sub src suppress_for < zeek/notice.log > notices
 # @TEST-EXEC: btest-diff notices
 # @TEST-EXEC: btest-diff zeek/out
 

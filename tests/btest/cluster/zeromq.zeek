@@ -18,6 +18,8 @@
 # @TEST-EXEC: btest-bg-wait 60
 # @TEST-EXEC: xdp-erm-columns < logger/xdp_erm.log > reports
 # @TEST-EXEC: btest-diff reports
+# @TEST-EXEC: zeek-cut note sub < logger/notice.log | grep Foreign > foreign
+# @TEST-EXEC: btest-diff foreign
 # @TEST-EXEC: test ! -e manager/xdp_erm.log
 # @TEST-EXEC-FAIL: grep -h XDP_ERM */reporter.log */.stderr
 
@@ -33,3 +35,4 @@ redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = on_loopback("XPUB_PORT");
 redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = on_loopback("XSUB_PORT");
 redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = on_loopback("XSUB_PORT");
 redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = on_loopback("XPUB_PORT");
+redef XDP_ERM::foreign_rate = 0.0;

@@ -1,0 +1,402 @@
+"""`xdp-erm doctor`: each check where all is well and where it is not, and that it changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import foreign
+import pytest
+
+from xdp_erm_py import attachment, cli, config, doctor, journal, nic, publish, shared, spread, stats, systemd
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.doctor import OK, PROBLEM, WARNING, Patient
+from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
+from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
+from xdp_erm_py.lab.traffic import synthetic
+from xdp_erm_py.links import Links
+
+COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
+TIMEOUT = 60  # seconds
+PACKET = next(iter(synthetic(flows=1, packets=1))).sent
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Nothing of the host's own counts: neither its configuration, nor its publisher, nor its units."""
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "xdp-erm.yaml")
+    monkeypatch.setattr(publish, "DEFAULT_PID_FILE", tmp_path / "publish.pid")
+    monkeypatch.setattr(systemd, "UNIT_DIRECTORY", tmp_path)
+
+
+def shell(command: str) -> str:
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
+
+
+def found(check: str, *names: str) -> list[tuple[str, str]]:
+    """What one check says of the interfaces, or of the host."""
+    return [(finding.result, finding.text) for finding in doctor.examine(list(names) or [SENSOR])
+            if finding.check == check]
+
+
+def says(check: str, result: str, *words: str) -> None:
+    """Among what the check says is this; where it is a cure, it stands there as well."""
+    said = found(check)
+    assert any(each == result and all(word in text for word in words) for each, text in said), said
+
+
+def well(check: str, *words: str) -> None:
+    """It says nothing else but that all is well."""
+    assert [result for result, _ in found(check)] == [OK]
+    says(check, OK, *words)
+
+
+# The host
+
+def test_kernel(cable, monkeypatch):
+    well("kernel", "Linux ")
+    monkeypatch.setattr(spread, "kernel", lambda: (5, 9))
+    says("kernel", PROBLEM, "xdp-erm needs 5.10 or newer")
+
+
+def test_rights(cable, monkeypatch):
+    well("rights", "BPF can be used")
+    monkeypatch.setattr(attachment, "bpf_refused", lambda: "this kernel has no BPF")
+    says("rights", PROBLEM, "this kernel has no BPF")
+
+
+def test_modules(cable, monkeypatch):
+    well("modules", "bcc ")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "websockets" else find(name))
+    says("modules", PROBLEM, "websockets is missing: install python3-websockets")
+    monkeypatch.setitem(sys.modules, "bcc", None)
+    says("modules", PROBLEM, "bcc is missing", "install python3-bpfcc")
+
+
+def test_configuration(cable):
+    assert found("configuration") == []
+    config.DEFAULT_PATH.write_text("defaults: {depth: 9}")
+    says("configuration", PROBLEM, f"{config.DEFAULT_PATH}:1: depth: 9 is not a depth")
+
+
+@contextlib.contextmanager
+def process(*words: str):
+    """A process with these words on its command line."""
+    with subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE) as started:
+        try:
+            deadline = time.monotonic() + TIMEOUT
+            while b"input" not in Path(f"/proc/{started.pid}/cmdline").read_bytes():
+                assert time.monotonic() < deadline
+            yield started.pid
+        finally:
+            started.kill()
+
+
+def test_publisher(cable):
+    none = [(WARNING, "no publisher runs, so Zeek gets no counters: `zeekctl start` starts one, or `systemctl start "
+                      "xdp-erm-publish.service`")]
+    assert found("publisher") == none
+    with process("publish") as pid:
+        publish.DEFAULT_PID_FILE.write_text(f"{pid}\n")
+        well("publisher", f"process {pid}")
+    assert found("publisher") == none  # it is gone, its file is not
+    with process("another program") as pid:
+        publish.DEFAULT_PID_FILE.write_text(f"{pid}\n")
+        assert found("publisher") == none
+    publish.DEFAULT_PID_FILE.write_text("")
+    assert found("publisher") == none
+
+
+def test_interfaces(cable):
+    """Those named, else the configured and the attached ones."""
+    def examined(*names):
+        return list(dict.fromkeys(finding.interface for finding in doctor.examine(list(names)) if finding.interface))
+
+    assert examined() == []
+    assert [finding.result for finding in doctor.examine([]) if finding.check == "interfaces"] == [PROBLEM]
+    config.DEFAULT_PATH.write_text("interfaces: {eth7: {}}")
+    assert examined() == ["eth7"]
+    attachment.attach(SENSOR, InterfaceConfig())
+    assert examined() == ["eth7", SENSOR]
+    assert examined("lo", "lo") == ["lo"]
+
+
+# Any interface
+
+def test_interface(cable):
+    well("interface", "it is up")
+    with cable.switch.entered():
+        shell(f"ip link set {SWITCH} down")
+    says("interface", PROBLEM, "no carrier")
+    shell(f"ip link set {SENSOR} down")
+    says("interface", PROBLEM, f"it is down: `ip link set dev {SENSOR} up`")
+    assert found("interface", "nowhere0") == [
+        (PROBLEM, "no such interface in this network namespace; `ip link` lists them")]
+
+
+def test_address(cable):
+    says("address", WARNING, "it has no IPv4 address", "ARP")
+    shell(f"ip address add 192.0.2.1/24 dev {SENSOR}")
+    well("address", "192.0.2.1")
+    config.DEFAULT_PATH.write_text(f"interfaces: {{{SENSOR}: {{targets: [192.0.2.9]}}}}")
+    says("address", WARNING, "none of its addresses is in `targets` (192.0.2.9)")
+    shell(f"ip address add 192.0.2.9/24 dev {SENSOR}")
+    well("address", "192.0.2.1, 192.0.2.9")
+
+
+@pytest.mark.parametrize("mtu, result", [(1554, OK), (1553, WARNING)])
+def test_mtu(cable, mtu, result):
+    shell(f"ip link set {SENSOR} mtu {mtu}")
+    assert [each for each, _ in found("mtu")] == [result]
+
+
+def test_allow_lists(cable):
+    """Those of the program, where there is one."""
+    says("allow_lists", WARNING, "`sources` is not set", "whoever can send UDP to port 7932")
+    says("allow_lists", WARNING, "`targets` is not set")
+    config.DEFAULT_PATH.write_text("defaults: {sources: [192.0.2.0/24], port: [7933]}")
+    says("allow_lists", OK, "`sources` is 192.0.2.0/24")
+    says("allow_lists", WARNING, "`targets` is not set", "port 7933")
+    attachment.attach(SENSOR, InterfaceConfig(targets=("192.0.2.1",)))
+    says("allow_lists", WARNING, "`sources` is not set", "port 7932")
+    says("allow_lists", OK, "`targets` is 192.0.2.1")
+
+
+def test_program(cable):
+    assert found("program") == [(PROBLEM, f"xdp-erm is not attached: `xdp-erm attach {SENSOR}`")]
+    wanted = systemd.UNIT_DIRECTORY / "multi-user.target.wants"
+    wanted.mkdir()
+    (wanted / "xdp-erm@another.service").touch()
+    assert "systemd" not in found("program")[0][1]
+    (wanted / f"xdp-erm@{SENSOR}.service").touch()
+    says("program", PROBLEM, "not attached although a systemd unit shall do it", f"`xdp-erm attach {SENSOR}`")
+    theirs = foreign.attach(SENSOR, "native")
+    says("program", PROBLEM, f"another XDP program is attached (program {theirs}, somebody); free the interface")
+    attachment.attach(SENSOR, InterfaceConfig(), force=True)
+    well("program", "xdp-erm is attached (native, program ")
+
+
+@pytest.mark.parametrize("instance, name", [("eth1", "eth1"), (r"br\x2dlan", "br-lan"), (r"e\x1bx", "e\x1bx")])
+def test_names_in_units(instance, name):
+    wanted = systemd.UNIT_DIRECTORY / "multi-user.target.wants"
+    wanted.mkdir()
+    (wanted / f"xdp-erm@{instance}.service").touch()
+    assert doctor._starts_at_boot(name)
+    assert not doctor._starts_at_boot("eth2")
+
+
+# What our program is attached to
+
+def test_mode(cable):
+    attachment.attach(SENSOR, InterfaceConfig())
+    well("mode", "native mode")
+    attachment.attach(SENSOR, InterfaceConfig(mode="generic"))
+    well("mode", "generic mode")
+    shell("ip link add bridge0 type bridge")  # its driver knows no native XDP
+    attachment.attach("bridge0", InterfaceConfig())
+    (result, text), = found("mode", "bridge0")
+    assert (result, "generic mode, which is slower: native XDP was refused" in text) == (WARNING, True)
+
+
+def test_isolation(cable):
+    attachment.attach(SENSOR, InterfaceConfig())
+    well("isolated")
+    shell(f"tc filter del dev {SENSOR} ingress")
+    says("isolated", PROBLEM, f"`xdp-erm attach {SENSOR}` puts it back")
+    attachment.attach(SENSOR, InterfaceConfig(isolate=False))
+    says("isolated", WARNING, "`isolate` is off")
+
+
+def test_offloads(cable, monkeypatch):
+    attachment.attach(SENSOR, InterfaceConfig())
+    well("offloads")
+    shell(f"ethtool -K {SENSOR} rx-checksum on")
+    assert found("offloads") == [(PROBLEM, f"rx-checksum is on; it {nic.FEATURES['rx-checksum']}: `xdp-erm attach "
+                                           f"{SENSOR}` turns it off")]
+    attachment.attach(SENSOR, InterfaceConfig())
+    well("offloads")
+    with Links() as links:
+        attached, loopback = nic.harmful(links.find(SENSOR)), nic.harmful(links.find("lo"))
+    assert (attached, loopback) == (([], []), (["rx-gro"], ["rx-checksum"]))
+    monkeypatch.setattr(nic, "harmful", lambda _: loopback)
+    says("offloads", WARNING, "rx-checksum is on and the driver does not let it be turned off")
+
+
+def count(wanted: str, number: int) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while stats.snapshot(SENSOR)[0]["counters"][wanted]["packets"] < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_packets(cable):
+    attachment.attach(SENSOR, InterfaceConfig(sources=("198.51.100.0/24",)))
+    cable.wait_for_carrier()
+    assert [result for result, _ in found("packets")] == [WARNING]
+    says("packets", WARNING, "no packet has come")
+    cable.send(bytes.fromhex("ffffffffffff 020000000001 0806") + bytes(46))
+    count("not_erm", 1)
+    says("packets", WARNING, "none of 1 packets is ERM", f"tcpdump -ni {SENSOR} udp")
+    cable.send(PACKET[:26] + bytes([10, 0, 0, 7]) + PACKET[30:])
+    count("foreign_source", 1)
+    says("packets", PROBLEM, "1 of 1 ERM packets are not decapsulated (foreign_source)", "`sources`", "most: 10.0.0.7)")
+    for _ in range(199):
+        cable.send(PACKET)
+    count("decapsulated", 199)
+    well("packets", "199 packets are decapsulated")
+
+
+def patient(counters: dict[str, int], **counted: Any) -> Patient:
+    """With these packets, and whatever else stats.snapshot() says."""
+    packets = {name: {"packets": counters.get(name, 0), "bytes": 0} for name in shared.COUNTERS}
+    return Patient(None, {}, None, {"counters": packets, "sessions": [], "foreign": [], "cpus": {}, **counted})
+
+
+@pytest.mark.parametrize("verdict", doctor.CURES)
+def test_packets_that_are_not_decapsulated(verdict):
+    """Above one in a hundred."""
+    assert set(doctor.CURES) == set(shared.VERDICTS) - {"decapsulated", "not_erm"}
+    some, = doctor.packets(patient({verdict: 3, "not_erm": 1000}))
+    assert some.result == PROBLEM
+    assert some.text.startswith(f"3 of 3 ERM packets are not decapsulated ({verdict}): ")
+    good, bad = doctor.packets(patient({verdict: 3, "decapsulated": 296}))
+    assert (good.result, bad.result, bad.text.startswith("3 of 299 ")) == (OK, WARNING, True)
+    assert [result.result for result in doctor.packets(patient({verdict: 3, "decapsulated": 297}))] == [OK]
+
+
+def test_packets_that_are_cut():
+    _, cut = doctor.packets(patient({"decapsulated": 100, "inner_truncated": 2}))
+    assert (cut.result, cut.text.startswith("2 of 100 mirrored frames are cut")) == (WARNING, True)
+    assert len(list(doctor.packets(patient({"decapsulated": 100, "inner_truncated": 1})))) == 1
+
+
+def test_packets_that_come_no_more():
+    def silent(*seconds: float) -> list[str]:
+        sessions = [{"last_seen": stats._rfc3339(time.monotonic() - each)} for each in seconds]
+        return [result.result for result in doctor.packets(patient({"decapsulated": 9}, sessions=sessions))]
+
+    assert silent() == silent(280) == silent(9999, 280) == [OK]
+    assert silent(320) == silent(9999, 320) == [OK, WARNING]
+
+
+def test_queues():
+    def dropped(*cpus: int) -> list[str]:
+        counted = {str(cpu): {"steered": 1000, "dropped": number} for cpu, number in enumerate(cpus)}
+        return [result.result for result in doctor.queues(patient({}, cpus=counted))]
+
+    assert dropped() == dropped(10, 10) == []
+    assert dropped(11, 10) == [WARNING]
+
+
+def test_reports(cable):
+    attachment.attach(SENSOR, InterfaceConfig())
+    assert found("reports") == []  # no publisher, which is said already
+    with process("publish") as pid:
+        publish.DEFAULT_PID_FILE.write_text(f"{pid}\n")
+        well("reports")  # it is attached since a moment ago
+        ends = publish.DEFAULT_PID_FILE.with_suffix(".json")
+        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        for age, result in ((20, OK), (590, OK), (660, WARNING)):
+            ends.write_text(json.dumps({"interfaces": {SENSOR: {"since_boot": since_boot - age}}}))
+            assert [each for each, _ in found("reports")] == [result]
+        says("reports", WARNING, "Zeek has taken no report for 11 minutes", "journalctl -u xdp-erm-publish.service")
+        ends.write_text("{")
+        well("reports")
+
+
+def test_a_publisher_whose_reports_never_arrived(cable, monkeypatch):
+    attachment.attach(SENSOR, InterfaceConfig())
+    with process("publish") as pid:
+        publish.DEFAULT_PID_FILE.write_text(f"{pid}\n")
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 660)
+        says("reports", WARNING, "Zeek has taken no report for 11 minutes")
+
+
+# The command
+
+def state() -> list[Any]:
+    """All that a doctor could change."""
+    with Links() as links:
+        link = links.find(SENSOR)
+        carried = copy.deepcopy(attachment.attachment_of(link))
+    lock = journal.LOCK.stat().st_mtime_ns if journal.LOCK.exists() else None
+    rest = shell(f"ethtool -k {SENSOR}; tc filter show dev {SENSOR} ingress; tc qdisc; ip address")
+    return [link, carried, lock, rest]
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_nothing_changes(cable, attached):
+    if attached:
+        attachment.attach(SENSOR, InterfaceConfig())
+        shell(f"ethtool -K {SENSOR} rx-checksum on; tc filter del dev {SENSOR} ingress")
+    before = state(), sorted(os.listdir("/proc/self/fd"))
+    list(doctor.examine([SENSOR]))
+    assert (state(), sorted(os.listdir("/proc/self/fd"))) == before
+
+
+def test_a_check_that_cannot_be_made_does_not_keep_the_others_from_being(cable, monkeypatch):
+    def refuse(_):
+        raise XdpErmError(f"{SENSOR}: its offloads cannot be read: why")
+    attachment.attach(SENSOR, InterfaceConfig())
+    monkeypatch.setattr(nic, "harmful", refuse)
+    monkeypatch.setattr(doctor, "_network", lambda _: importlib.import_module("no_such_module"))
+    says("offloads", PROBLEM, "its offloads cannot be read: why")
+    assert not found("offloads")[0][1].startswith(SENSOR)
+    says("interface", PROBLEM, "No module named 'no_such_module'")
+    assert found("packets")
+
+
+def run(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*prefix, *COMMAND, "doctor", *arguments], capture_output=True, text=True, timeout=TIMEOUT,
+                          check=False)
+
+
+def test_the_command(cable, tmp_path, capsys):
+    attachment.attach(SENSOR, InterfaceConfig())
+    assert cli.main(["doctor", SENSOR]) == 0  # warnings are no problems
+    lines = capsys.readouterr().out.splitlines()
+    assert f"ok       {SENSOR}: native mode" in lines and "ok       host: BPF can be used" in lines
+    assert any(line.startswith(f"warning  {SENSOR}: `sources` is not set") for line in lines)
+    assert not any(line.startswith("problem") for line in lines)
+    shell(f"tc filter del dev {SENSOR} ingress")
+    done = run(SENSOR)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"\nproblem  {SENSOR}: the filter that keeps mirrored frames from the host is gone" in done.stdout
+    done = run("--json", SENSOR, "nowhere0")
+    assert (done.returncode, done.stderr) == (1, "")
+    checks = json.loads(done.stdout)["checks"]
+    assert all(list(check) == ["interface", "check", "result", "text"] for check in checks)
+    assert {check["interface"] for check in checks} == {None, SENSOR, "nowhere0"}
+    assert {check["result"] for check in checks} == {OK, WARNING, PROBLEM}
+    file = tmp_path / "other.yaml"
+    file.write_text("interfaces: {eth7: {}}")
+    assert "\nproblem  eth7: no such interface" in run("--config", str(file)).stdout
+
+
+def test_a_name_that_is_none():
+    done = run("a/b")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "xdp-erm: 'a/b' is not an interface name\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming nobody needs root")
+def test_without_root(cable):
+    """What needs no rights is looked at."""
+    attachment.attach(SENSOR, InterfaceConfig())
+    prefix = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search",
+              "--ambient-caps=+dac_read_search", "env", "PYTHONDONTWRITEBYTECODE=1")
+    done = run(SENSOR, prefix=prefix)
+    assert (done.returncode, done.stderr) == (1, "")
+    problem, = (line for line in done.stdout.splitlines() if line.startswith("problem"))
+    assert "CAP_SYS_ADMIN is missing here: run it with sudo; what needs it is not looked at" in problem
+    assert f"\nok       {SENSOR}: it is up\n" in done.stdout

@@ -1,0 +1,386 @@
+"""`xdp-erm doctor`: looks at everything that decapsulation depends on, and says what to do now. It changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import attachment, cli, compiler, config, isolation, nic, privileges, publish, shared, spread, stats, systemd
+from .attachment import Attachment
+from .errors import XdpErmError
+from .links import Link, Links
+from .printable import printable, say
+from .publish.publisher import KEEP_SECONDS
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+
+LEAST_KERNEL = (5, 10)
+
+# Mirrored traffic pauses, but hardly so long; the same as XDP_ERM::session_silence.
+SILENCE = 300  # seconds
+
+_IFF_UP = 1  # uapi linux/if.h
+
+# Packets of a kind that are worth a word: as a share of all ERM.
+SHARE = 0.01
+
+#: What to do about ERM that is not decapsulated, by verdict.
+CURES = {
+    "foreign_source": "its source is not in `sources`: add the switch, or find out who sends it",
+    "foreign_target": "its target is not in `targets`: add the address, or find out who sends it",
+    "fragment": "it comes in fragments, which XDP cannot reassemble: raise the MTU on its way to 1554 or more",
+    "truncated": "it is cut: raise the MTU on its way, and the interface's, to 1554 or more",
+    "malformed": "its headers contradict each other: find out who sends it, and whether it is ERM",
+    "failed": "a kernel helper refused, as for jumbo frames in several pieces with padding behind them",
+}
+
+
+class Result(NamedTuple):
+    """What a check has found."""
+
+    result: str
+    """OK, WARNING or PROBLEM."""
+    text: str
+    """What is so, and what to do now."""
+
+
+class Finding(NamedTuple):
+    """A result as it is shown."""
+
+    interface: str | None
+    """None: the whole host."""
+    check: str
+    result: str
+    text: str
+
+
+class Patient(NamedTuple):
+    """An interface, and what is known of it."""
+
+    link: Link
+    settings: dict[str, Any]
+    """Those of the attached program, else those configured."""
+    attached: Attachment | None
+    """Our program; None also where we may not know."""
+    counted: dict[str, Any]
+    """As in stats.snapshot(); empty where our program is not attached."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("interfaces", nargs="*", metavar="IFACE",
+                        help="default: those in the configuration file, and all it is attached to")
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_PATH}, if it is there")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 1: there is a problem. UsageError: no interface has such a name."""
+    findings = list(examine(config.check_interface_names(args.interfaces), args.config))
+    if args.json:
+        print(json.dumps({"checks": [finding._asdict() for finding in findings]}))
+    else:
+        for finding in findings:
+            say(f"{finding.result:<7}  {finding.interface or 'host'}: {finding.text}")
+    return int(any(finding.result == PROBLEM for finding in findings))
+
+
+def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
+    """All checks, of the host and of each interface. `names` and `file` are those of the command line."""
+    for check in HOST_CHECKS:
+        yield from _findings(None, check)
+    configuration = config.Configuration()
+    try:
+        configuration = config.load(file)
+    except XdpErmError as error:
+        yield Finding(None, "configuration", PROBLEM, str(error))
+    known = _may_look()
+    with Links() as links:
+        if not names:
+            attached = [found.link.name for found in attachment.find_all(links)] if known else []
+            names = [*configuration.interfaces, *attached]
+        if not names:
+            yield Finding(None, "interfaces", PROBLEM, "no interface: name one, or put it under `interfaces` in "
+                                                       f"{file or config.DEFAULT_PATH}")
+        for name in dict.fromkeys(names):
+            try:
+                patient = _patient(links.find(name), configuration.of(name, {}), known)
+            except (OSError, XdpErmError) as error:
+                yield Finding(name, "interface", PROBLEM, _without(name, error))
+                continue
+            checks = LINK_CHECKS + (program,) * known + PROGRAM_CHECKS * (patient.attached is not None)
+            for each in checks:
+                yield from _findings(patient, each)
+
+
+def _patient(link: Link, configured: config.InterfaceConfig, known: bool) -> Patient:
+    attached = attachment.attachment_of(link) if known else None
+    if attached is None:
+        return Patient(link, configured.as_dict(), None, {})
+    settings = {**config.InterfaceConfig().as_dict(), **attached.state["config"]}
+    return Patient(link, settings, attached, stats.read(attached))
+
+
+def _findings(patient: Patient | None, check: Callable[..., Iterator[Result]]) -> Iterator[Finding]:
+    name = patient.link.name if patient else None
+    try:
+        for result in check(patient) if patient else check():
+            yield Finding(name, check.__name__, *result)
+    except (OSError, ModuleNotFoundError, XdpErmError) as error:
+        yield Finding(name, check.__name__, PROBLEM, _without(name, error))
+
+
+def _without(name: str | None, error: Exception) -> str:
+    """The text of an error without the interface that it begins with."""
+    return str(error)[len(f"{name}: "):] if str(error).startswith(f"{name}: ") else str(error)
+
+
+def _may_look() -> bool:
+    try:
+        privileges.require_to_look()
+    except XdpErmError:
+        return False
+    return True
+
+
+# The host
+
+def kernel() -> Iterator[Result]:
+    if spread.kernel() < LEAST_KERNEL:
+        yield Result(PROBLEM, f"Linux {platform.release()}: xdp-erm needs {'.'.join(map(str, LEAST_KERNEL))} or newer")
+    else:
+        yield Result(OK, f"Linux {platform.release()}")
+
+
+def rights() -> Iterator[Result]:
+    try:
+        privileges.require_to_change()
+    except XdpErmError as error:
+        yield Result(PROBLEM, f"{error}; what needs it is not looked at")
+        return
+    refused = attachment.bpf_refused()
+    yield Result(PROBLEM, refused) if refused else Result(OK, "BPF can be used")
+
+
+def modules() -> Iterator[Result]:
+    yield Result(OK, f"bcc {compiler.bcc_version()}")
+    for name, package in cli.PACKAGES.items():
+        if importlib.util.find_spec(name) is None:
+            yield Result(PROBLEM, f"the Python module {name} is missing: install {package}")
+
+
+def publisher() -> Iterator[Result]:
+    process = _publisher()
+    if process:
+        yield Result(OK, f"a publisher runs (process {process})")
+    else:
+        yield Result(WARNING, "no publisher runs, so Zeek gets no counters: `zeekctl start` starts one, or `systemctl "
+                              f"start {systemd.PUBLISHER}`")
+
+
+def _publisher() -> str | None:
+    """The process that says in the pid file that it is one."""
+    try:
+        process = publish.DEFAULT_PID_FILE.read_text().strip()
+        return process if b"publish" in Path("/proc", process, "cmdline").read_bytes() else None
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
+        return None
+
+
+# An interface
+
+def interface(patient: Patient) -> Iterator[Result]:
+    up, carrier, _ = _network(patient.link)
+    if not up:
+        yield Result(PROBLEM, f"it is down: `ip link set dev {patient.link.name} up`")
+    elif not carrier:
+        yield Result(PROBLEM, "it has no carrier: is the cable in, and the other end up?")
+    else:
+        yield Result(OK, "it is up")
+
+
+def address(patient: Patient) -> Iterator[Result]:
+    _, _, addresses = _network(patient.link)
+    if not addresses:
+        yield Result(WARNING, "it has no IPv4 address: a switch suspends a mirror session when nobody answers its ARP "
+                              "requests, so give the interface the address that the session names")
+    else:
+        yield Result(OK, f"it has the address {', '.join(addresses)}")
+    targets = patient.settings["targets"]
+    if targets and addresses and not set(targets) & set(addresses):
+        yield Result(WARNING, f"none of its addresses is in `targets` ({', '.join(targets)}), so ERM to them is not "
+                              "taken: add the one that the mirror sessions name")
+
+
+def _network(link: Link) -> tuple[bool, bool, list[str]]:
+    """Whether it is up, whether it has a carrier, and its IPv4 addresses."""
+    import socket
+
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+    with IPRoute() as route:
+        try:
+            found = route.get_links(link.index)[0]
+        except NetlinkError as error:
+            raise OSError(error.code, "it went away") from None
+        addresses = route.get_addr(family=socket.AF_INET, index=link.index)
+        return (bool(found["flags"] & _IFF_UP), bool(found.get_attr("IFLA_CARRIER")),
+                [message.get_attr("IFA_LOCAL") for message in addresses])
+
+
+def mtu(patient: Patient) -> Iterator[Result]:
+    name, least = patient.link.name, nic.FULL_FRAME_MTU
+    if patient.link.mtu < least:
+        yield Result(WARNING, f"MTU is {patient.link.mtu}, and full-size mirrored frames need {least}: `xdp-erm attach "
+                              f"--set-mtu {name}`, or `ip link set dev {name} mtu {least}`")
+    else:
+        yield Result(OK, f"MTU is {patient.link.mtu}")
+
+
+def allow_lists(patient: Patient) -> Iterator[Result]:
+    ports = ", ".join(map(str, patient.settings["port"]))
+    for key, what in (("sources", "the switches' addresses"), ("targets", "the address that the mirror sessions name")):
+        if patient.settings[key]:
+            yield Result(OK, f"`{key}` is {', '.join(patient.settings[key])}")
+        else:
+            yield Result(WARNING, f"`{key}` is not set, so whoever can send UDP to port {ports} can put frames before "
+                                  f"Zeek: set it to {what}")
+
+
+def program(patient: Patient) -> Iterator[Result]:
+    link, attached = patient.link, patient.attached
+    if attached:
+        yield Result(OK, f"xdp-erm is attached ({attached.mode}, program {attached.program_id}, since "
+                         f"{attached.state['attached_at']})")
+    elif link.program_id is not None:
+        raise attachment.foreign(link)
+    elif _starts_at_boot(link.name):
+        yield Result(PROBLEM, "xdp-erm is not attached although a systemd unit shall do it: `xdp-erm attach "
+                              f"{link.name}` attaches, `systemctl status 'xdp-erm@*'` says what went wrong")
+    else:
+        yield Result(PROBLEM, f"xdp-erm is not attached: `xdp-erm attach {link.name}`")
+
+
+def _starts_at_boot(name: str) -> bool:
+    """Whether systemd attaches; in a unit's name - stands for / and other characters as \\xNN."""
+    units = (systemd.UNIT_DIRECTORY / "multi-user.target.wants").glob("xdp-erm@*.service")
+    instances = (unit.name[len("xdp-erm@"):-len(".service")] for unit in units)
+    return name in (re.sub(r"\\x([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), each) for each in instances)
+
+
+# Our program
+
+def mode(patient: Patient) -> Iterator[Result]:
+    assert patient.attached is not None
+    if patient.attached.mode == "generic" and patient.settings["mode"] != "generic":
+        driver = isolation.driver(patient.link)
+        yield Result(WARNING, "generic mode, which is slower: "
+                              + (f"its driver ({driver}) refused native XDP" if driver else "native XDP was refused")
+                              + "; `xdp-erm detach` and `attach` say why")
+    else:
+        yield Result(OK, f"{patient.attached.mode} mode")
+
+
+def isolated(patient: Patient) -> Iterator[Result]:
+    if not patient.settings["isolate"]:
+        yield Result(WARNING, "`isolate` is off, so the host takes mirrored frames for its own: turn it on, unless "
+                              "that is wanted")
+    elif isolation.is_isolated(patient.link):
+        yield Result(OK, "mirrored frames are kept from the host's own network stack")
+    else:
+        yield Result(PROBLEM, "the filter that keeps mirrored frames from the host is gone: `xdp-erm attach "
+                              f"{patient.link.name}` puts it back")
+
+
+def offloads(patient: Patient) -> Iterator[Result]:
+    movable, fixed = nic.harmful(patient.link)
+    for name in movable:
+        yield Result(PROBLEM, f"{name} is on; it {nic.FEATURES[name]}: `xdp-erm attach {patient.link.name}` turns it "
+                              "off")
+    for name in fixed:
+        yield Result(WARNING, f"{name} is on and the driver does not let it be turned off; it {nic.FEATURES[name]}")
+    if not movable and not fixed:
+        yield Result(OK, "no offload changes mirrored frames")
+
+
+def packets(patient: Patient) -> Iterator[Result]:
+    counted = {verdict: patient.counted["counters"][verdict]["packets"] for verdict in shared.VERDICTS}
+    total, decapsulated = sum(counted.values()), counted["decapsulated"]
+    erm = total - counted["not_erm"]
+    if decapsulated:
+        yield Result(OK, f"{decapsulated} packets are decapsulated")
+        yield from _silence(patient)
+    elif not total:
+        yield Result(WARNING, "no packet has come: is the mirror session on, and its target this interface?")
+    elif not erm:
+        yield Result(WARNING, f"none of {total} packets is ERM: `tcpdump -ni {patient.link.name} udp` shows whether "
+                              "the switch sends, and to which port, which goes into `port`")
+    for verdict, cure in CURES.items():
+        if counted[verdict] > SHARE * erm:
+            senders = _senders(patient) if verdict.startswith("foreign") else ""
+            yield Result(WARNING if decapsulated else PROBLEM,
+                         f"{counted[verdict]} of {erm} ERM packets are not decapsulated ({verdict}): {cure}{senders}")
+    cut = patient.counted["counters"]["inner_truncated"]["packets"]
+    if cut > SHARE * decapsulated:
+        yield Result(WARNING, f"{cut} of {decapsulated} mirrored frames are cut: take `truncation` off the mirror "
+                              "session, and raise the MTU on its way to 1554 or more")
+
+
+def _senders(patient: Patient) -> str:
+    most = patient.counted["foreign"][:3]
+    return f" (most: {', '.join(sender['source'] for sender in most)})" if most else ""
+
+
+def _silence(patient: Patient) -> Iterator[Result]:
+    latest = max((_time(session["last_seen"]) for session in patient.counted["sessions"]), default=None)
+    if latest is not None and time.time() - latest > SILENCE:
+        yield Result(WARNING, f"no mirrored packet for {_minutes(time.time() - latest)}: the switch suspends its "
+                              "session when nobody answers its ARP requests; see there")
+
+
+def queues(patient: Patient) -> Iterator[Result]:
+    cpus = patient.counted["cpus"].values()
+    steered, dropped = (sum(cpu[key] for cpu in cpus) for key in ("steered", "dropped"))
+    if dropped > SHARE * steered:
+        yield Result(WARNING, f"{dropped} of {steered} packets found another CPU's queue full: more `spread_cpus`, "
+                              "`spread_ports`, or a longer `spread_queue`")
+
+
+def reports(patient: Patient) -> Iterator[Result]:
+    assert patient.attached is not None
+    if _publisher() is None:
+        return
+    attached_at = patient.attached.state["attached_at"]
+    try:
+        acknowledged = json.loads(publish.DEFAULT_PID_FILE.with_suffix(".json").read_text())["interfaces"]
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - acknowledged[printable(patient.link.name)]["since_boot"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):  # it has taken none yet
+        age = time.time() - _time(attached_at)
+    if age > KEEP_SECONDS:
+        yield Result(WARNING, f"Zeek has taken no report for {_minutes(age)}: the publisher's log says why "
+                              f"(`journalctl -u {systemd.PUBLISHER}`, or xdp-erm-publish.log in zeekctl's spool "
+                              "directory)")
+    else:
+        yield Result(OK, f"Zeek has taken a report {age:.0f} s ago")
+
+
+def _time(rfc3339: str) -> float:
+    return datetime.fromisoformat(rfc3339.replace("Z", "+00:00")).astimezone(timezone.utc).timestamp()
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes"
+
+
+HOST_CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (kernel, rights, modules, publisher)
+#: Of any interface.
+LINK_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (interface, address, mtu, allow_lists)
+#: Of one that our program is attached to.
+PROGRAM_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (mode, isolated, offloads, packets, queues, reports)
