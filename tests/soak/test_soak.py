@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from soak.faults import FAULTS
 from soak.soak import soak
 

@@ -97,7 +97,7 @@ class Reporter:
         earlier = {_attachment(end): end for end in self._made.values()}
         messages = [self._report(interface, earlier.get(_attachment(interface)), now, since_boot, drops.get(name))
                     for name, interface in attached.items()]
-        # In this order: where an interface has a new name, what its old one counted is in Zeek's hands before it is gone.
+        # In this order: where an interface has a new name, Zeek has what it counted before its old name is gone.
         return messages + [self._detached(name, now) for name in list(self._made) if name not in attached]
 
     def acknowledge(self, message: Message) -> None:
