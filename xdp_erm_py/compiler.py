@@ -123,6 +123,11 @@ def classifier() -> tuple[bytes, bytes]:
         compiled.cleanup()
 
 
+def classifier_digest() -> str:
+    """Tells filters apart: the same for the same source."""
+    return hashlib.sha256(source(CLASSIFIER_SOURCE) + source("shared.h")).hexdigest()[:8]
+
+
 class Compiled:
     """A compiled program and the maps made for it, which are gone after the with block unless a program holds them.
 
