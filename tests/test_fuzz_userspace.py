@@ -191,10 +191,14 @@ class OneReport:
 
     def __init__(self) -> None:
         self._reports = [Message.pack("eth1", 1, "{}", None)]
+        self.under_way = None
         self.arrived = asyncio.Event()
 
     def collect(self) -> list[Message]:
         return [self._reports.pop()] if self._reports else []
+
+    def send(self, message: Message) -> None:
+        pass
 
     def acknowledge(self, message: Message) -> None:
         self.arrived.set()
@@ -268,7 +272,7 @@ def test_zeekctl_settings(zeekctl, data):
     keys = {f"xdp_erm_{name}": data.draw(option_values, name) if data.draw(st.booleans(), f"{name} is set") else ""
             for name in zeekctl.NODE_KEYS}
     node = types.SimpleNamespace(name="worker-1", type="worker", addr="127.0.0.1", host="localhost",
-                                 interface="af_packet::eth1", lb_method="", **keys)
+                                 interface="af_packet::eth1", lb_method="", pin_cpus="", **keys)
     plugin = zeekctl.XdpErm()
     errors: list[str] = []
     with mock.patch.multiple(plugin, getOption=options.__getitem__, getGlobalOption=lambda name: 0,
