@@ -1,6 +1,7 @@
 # make demo   run the lab: a mirroring switch and a sensor in network namespaces of this machine (root)
 # make test   run all tests (root: most of them use XDP)
 # make fuzz   compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
+# make soak   all faults at random under traffic, with exact books (root); SOAK="--minutes 10 --seed 1"
 # make bench  measure costs, gains and alternatives (root); BENCH="--quick --only cost balance --json FILE --plot FILE"
 # make clean  remove what the other targets made here
 
@@ -15,7 +16,7 @@ TEST_PACKAGES := python3-venv iproute2 ethtool procps util-linux git python3-git
 # What the benchmark needs besides what runs.
 BENCH_PACKAGES := python3-matplotlib gcc libc6-dev iproute2 ethtool
 
-.PHONY: demo test fuzz bench runtime clean
+.PHONY: demo test fuzz soak bench runtime clean
 
 demo: runtime
 	bin/xdp-erm lab
@@ -26,6 +27,10 @@ test: $(VENV)/ready
 fuzz: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:/usr/sbin:/usr/bin:/sbin:/bin" PYTHONPATH="$(CURDIR):$(CURDIR)/tests" \
 		$(VENV)/bin/python -m fuzz $(FUZZ)
+
+soak: $(VENV)/ready
+	PATH="$(CURDIR)/$(VENV)/bin:/usr/sbin:/usr/bin:/sbin:/bin" PYTHONPATH="$(CURDIR):$(CURDIR)/tests" \
+		$(VENV)/bin/python -m soak $(SOAK)
 
 bench:
 	@$(call install,$(RUNTIME_PACKAGES) $(BENCH_PACKAGES))

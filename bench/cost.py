@@ -158,7 +158,7 @@ def receiver(directory: Path) -> Iterator[Members]:
         with IPRoute() as route:
             route.link("set", index=1, state="up")
         with Links() as links:
-            isolation.isolate(links.find("lo"))
+            isolation.isolate(links.find("lo"), lambda _: None)
         yield stack.enter_context(Members(directory, "lo", 1))
 
 

@@ -191,10 +191,14 @@ class OneReport:
 
     def __init__(self) -> None:
         self._reports = [Message.pack("eth1", 1, "{}", None)]
+        self.under_way = None
         self.arrived = asyncio.Event()
 
     def collect(self) -> list[Message]:
         return [self._reports.pop()] if self._reports else []
+
+    def send(self, message: Message) -> None:
+        pass
 
     def acknowledge(self, message: Message) -> None:
         self.arrived.set()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import operator
 import re
+import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 
-from xdp_erm_py import attachment, bpf, compiler, isolation, lab, stats
+from xdp_erm_py import attachment, bpf, compiler, isolation, journal, lab, shared, stats
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
@@ -33,6 +35,7 @@ ADDRESS, ADDRESS6, OTHER, OTHER6 = "10.5.0.1", "fd00:5::1", "10.5.0.9", "fd00:5:
 VLAN = 10
 OTHER_MAC = "02:00:00:00:05:09"
 TCP_PORT, UDP_PORT = 2222, 5353
+OURS = f"xdp_erm_isolate-{compiler.classifier_digest()}"
 
 
 def shell(command: str) -> str:
@@ -212,10 +215,10 @@ def add_filter(name: str, preference: int, action: int = 0) -> None:
 def test_filter_and_qdisc_come_and_go(cable):
     before = qdiscs()
     attachment.attach(SENSOR, InterfaceConfig())
-    assert (filters(), qdiscs() - before) == (["xdp_erm_isolate+clsact"], {"clsact"})
+    assert (filters(), qdiscs() - before) == ([OURS + "+clsact"], {"clsact"})
     attachment.attach(SENSOR, InterfaceConfig())
     attachment.attach(SENSOR, InterfaceConfig(depth=1))
-    assert filters() == ["xdp_erm_isolate+clsact"]
+    assert filters() == [OURS + "+clsact"]
     attachment.detach(SENSOR)
     assert qdiscs() == before
 
@@ -225,7 +228,7 @@ def test_a_qdisc_and_filters_that_were_there_stay(cable, qdisc):
     shell(f"tc qdisc add dev {SENSOR} {qdisc}")
     add_filter("theirs", 1)
     attachment.attach(SENSOR, InterfaceConfig())
-    assert filters() == ["xdp_erm_isolate", "theirs"]  # theirs accepts all frames, which ends the matter
+    assert filters() == [OURS, "theirs"]  # theirs accepts all frames, which ends the matter
     attachment.detach(SENSOR)
     assert (filters(), qdisc in qdiscs()) == (["theirs"], True)
 
@@ -260,7 +263,7 @@ def test_it_is_switched_on_and_off_under_way(cable):
     attachment.attach(SENSOR, InterfaceConfig(isolate=False))
     assert (filters(), "clsact" in qdiscs()) == ([], False)
     attachment.attach(SENSOR, InterfaceConfig())
-    assert filters() == ["xdp_erm_isolate+clsact"]
+    assert filters() == [OURS + "+clsact"]
     said = attachment.attach(SENSOR, InterfaceConfig(isolate=False))
     assert said[-1] == f"{SENSOR}: the host's own network stack sees all frames again"
     assert (filters(), "clsact" in qdiscs()) == ([], False)
@@ -272,7 +275,7 @@ def test_a_filter_that_was_taken_away_is_put_back(cable):
     with Links() as links:
         assert not isolation.is_isolated(links.find(SENSOR))
     attachment.attach(SENSOR, InterfaceConfig())
-    assert filters() == ["xdp_erm_isolate+clsact"]
+    assert filters() == [OURS + "+clsact"]
 
 
 @pytest.mark.parametrize("gone", ["program", "never attached"])
@@ -283,7 +286,7 @@ def test_a_filter_that_was_left_alone_is_removed(cable, gone):
         shell(f"ip link set dev {SENSOR} xdp off")
     else:
         with Links() as links:
-            isolation.isolate(links.find(SENSOR))
+            isolation.isolate(links.find(SENSOR), lambda _: None)
     assert attachment.detach(SENSOR) == [f"{SENSOR}: the host's own network stack sees all frames again"]
     assert (filters(), "clsact" in qdiscs()) == ([], False)
     assert attachment.detach(SENSOR) == [f"{SENSOR}: xdp-erm is not attached"]
@@ -318,3 +321,97 @@ def test_a_driver_without_metadata_is_used_in_generic_mode(cable, monkeypatch):
     assert stats.snapshot(SENSOR)[0]["mode"] == "generic"
     attachment.attach(SENSOR, InterfaceConfig(isolate=False, mode="native"))
     assert stats.snapshot(SENSOR)[0]["mode"] == "native"
+
+
+def received() -> dict[str, int]:
+    """What the stack has counted of packets that came, its neighbours included."""
+    return {name: count for name, count in settled().items() if re.search("In|neighbour", name)}
+
+
+@pytest.fixture
+def upgrade(tmp_path, monkeypatch):
+    """Makes the package another one, which marks its frames with another number."""
+    def upgrade() -> None:
+        other = tmp_path / "bpf"
+        shutil.copytree(shared.BPF_DIRECTORY, other)
+        header = other / "shared.h"
+        changed = re.sub(r"(#define ERM_MARK) \S+", r"\1 0x12345678", header.read_text())
+        assert changed != header.read_text()
+        header.write_text(changed)
+        monkeypatch.setattr(shared, "BPF_DIRECTORY", other)
+    return upgrade
+
+
+@pytest.mark.parametrize("name", ["digest", "without"])
+def test_a_filter_of_another_version_is_replaced(sensor, upgrade, monkeypatch, name):
+    """Under hostile traffic, at no moment of which there is a program whose frames no filter takes."""
+    with monkeypatch.context() as patched:
+        if name == "without":  # as the first versions called it
+            patched.setattr(isolation, "_name", lambda: isolation.FILTER)
+        attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    old, = filters()
+    before = received()
+    upgrade()
+    stack = []
+    original = attachment._put
+
+    def put(*arguments):
+        stack.append(filters())
+        mirror(sensor, hostile(mac()), "strip")  # by the old program
+        said = original(*arguments)
+        stack.append(filters())
+        mirror(sensor, hostile(mac()), "strip")  # by the new one
+        return said
+
+    monkeypatch.setattr(attachment, "_put", put)
+    assert f"{SENSOR}: decapsulated frames are kept from the host's own network stack, by a newer filter" in \
+        attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    new, = filters()
+    assert new == f"xdp_erm_isolate-{compiler.classifier_digest()}+clsact" != old
+    assert stack == [[new, old], [new, old]]
+    mirror(sensor, hostile(mac()), "strip")
+    assert received() == before
+    attachment.detach(SENSOR)
+    assert (filters(), "clsact" in qdiscs()) == ([], False)
+
+
+def test_a_failed_upgrade_leaves_the_old_filter(cable, upgrade, monkeypatch):
+    attachment.attach(SENSOR, InterfaceConfig())
+    before = filters()
+    upgrade()
+
+    def refuses(*_):
+        raise XdpErmError("no")
+    monkeypatch.setattr(attachment, "_attach", refuses)
+    with pytest.raises(XdpErmError):
+        attachment.attach(SENSOR, InterfaceConfig())
+    assert filters() == before
+
+
+@pytest.mark.parametrize("step", ["_put", "retire"])
+def test_an_upgrade_that_is_killed_is_finished_by_the_next_attach(cable, upgrade, monkeypatch, step):
+    attachment.attach(SENSOR, InterfaceConfig())
+    upgrade()
+    with monkeypatch.context() as patched:
+        patched.setattr(isolation if step == "retire" else attachment, step, lambda *_: sys.exit("killed"))
+        for owner, name in ((isolation, "withdraw"), (attachment.nic, "restore")):
+            patched.setattr(owner, name, lambda *_: [])
+        with pytest.raises(SystemExit):
+            attachment.attach(SENSOR, InterfaceConfig())
+    assert len(filters()) == 2
+    attachment.attach(SENSOR, InterfaceConfig())
+    assert filters() == [f"xdp_erm_isolate-{compiler.classifier_digest()}+clsact"]
+    attachment.detach(SENSOR)
+    assert (filters(), "clsact" in qdiscs()) == ([], False)
+
+
+def test_somebody_elses_empty_qdisc_stays_where_a_command_was_killed(cable, monkeypatch):
+    shell(f"tc qdisc add dev {SENSOR} clsact")
+    with monkeypatch.context() as patched:
+        patched.setattr(isolation, "_add_filter", lambda *_: sys.exit("killed"))
+        for owner, name in ((attachment.nic, "restore"), (journal.Journal, "end")):
+            patched.setattr(owner, name, lambda *_: [])
+        with pytest.raises(SystemExit):
+            attachment.attach(SENSOR, InterfaceConfig())
+    assert attachment.detach(SENSOR)
+    assert "clsact" in qdiscs()

@@ -174,6 +174,34 @@ def test_a_new_attachment_counts_from_zero_even_if_it_counted_more(ends: Path, a
     assert report.seconds > 3600
 
 
+def test_an_interface_with_a_new_name_is_not_counted_twice(ends: Path) -> None:
+    """Nor by a publisher that starts later, whichever of the messages Zeek had before."""
+    readings = Readings(reading(10, session=10))
+    reporter = Reporter(HOST, ends, readings)
+    reporter.acknowledge(reporter.collect()[0])
+    readings.now = [{**reading(15, session=15), "name": "new"}]
+    for publisher in (reporter, Reporter(HOST, ends, readings)):
+        report, gone = publisher.collect()
+        assert (Report(report.text)["interface"], Report(report.text).packets) == ("new", {"decapsulated": 5})
+        assert Report(report.text).sessions[0][2] == 5
+        assert gone.interface == "lo" and events.DETACHED in gone.text
+    publisher.acknowledge(report)
+    readings.now = [{**reading(18, session=18), "name": "new"}]
+    report, gone = Reporter(HOST, ends, readings).collect()
+    assert Report(report.text).packets == {"decapsulated": 3}
+    assert gone.interface == "lo"
+
+
+def test_interfaces_may_change_names_with_each_other(ends: Path) -> None:
+    readings = Readings(reading(10), {**reading(100, ifindex=8), "name": "other"})
+    reporter = Reporter(HOST, ends, readings)
+    reporter.collect()
+    readings.now = [{**reading(11), "name": "other"}, {**reading(102, ifindex=8), "name": "lo"}]
+    reports = [Report(message.text) for message in reporter.collect()]
+    assert {report["interface"]: report.packets for report in reports} == {
+        "other": {"decapsulated": 1}, "lo": {"decapsulated": 2}}
+
+
 def test_counters_that_begin_anew_under_one_attachment_never_go_backwards(ends: Path) -> None:
     readings = Readings(reading(10, not_erm=1, session=10))
     reporter = Reporter(HOST, ends, readings)

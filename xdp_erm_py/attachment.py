@@ -150,16 +150,18 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
                 said += nic.prepare(links, link, config.set_mtu, intend)
                 state["nic"] = nic.merged(state["nic"], changes)
                 if config.isolate:  # before there is anything to keep out
-                    isolated = isolation.isolate(link)
+                    isolated = isolation.isolate(link, intend)
                     said += isolated
                 if programs:
                     said += _put(opened, links, link, current, candidates, programs)
-                if not config.isolate:
+                if config.isolate:
+                    isolation.retire(link)
+                else:
                     said += isolation.release(link)
             except BaseException as error:  # Ctrl-C as well
                 with contextlib.suppress(XdpErmError):  # the interface may be gone; the first error is the one to tell
                     if isolated:
-                        isolation.release(link)
+                        isolation.withdraw(link)
                     nic.restore(links, links.find(name), changes)
                 journal.end(link)
                 if isinstance(error, OSError):
@@ -191,13 +193,14 @@ def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:
     link = links.find(name)
     changes = journal.unfinished(link)
     current = attachment_of(link)
-    said = []
+    undone = isolation.mend(link) if "clsact" in changes else []
     if changes and not (current and nic.merged(current.state["nic"], changes) == current.state["nic"]):
-        said = [f"{name}: a command before was killed half-way; what it had changed is undone first"]
-        said += nic.restore(links, link, changes)
+        undone += nic.restore(links, link, changes)
         link = links.find(name)
     journal.end(link)
-    return link, said
+    if undone:
+        undone.insert(0, f"{name}: a command before was killed half-way; what it had changed is undone first")
+    return link, undone
 
 
 def _mode(link: Link, config: InterfaceConfig) -> tuple[str, list[str]]:

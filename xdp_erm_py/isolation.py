@@ -1,7 +1,7 @@
 """Keeps decapsulated frames out of the host's own network stack, by a filter on the interface's clsact qdisc.
 
-The filter (bpf/isolate.c) is known by its name, which also says whether the qdisc was made for it: there is no other
-state.
+The filter (bpf/isolate.c) is known by its name, which also says of which source it is and whether the qdisc was made
+for it: there is no other state.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,16 +18,18 @@ from . import bpf, compiler
 from .errors import XdpErmError
 from .links import Link, gone
 from .netlink import CREATE, DUMP, EXCLUSIVE, NESTED, Refused, Rtnetlink, attribute, attributes, text
+from .nic import Intend
 
+#: What the filter's name begins with. A digest of its source follows, and _QDISC where the qdisc was made for it and
+#: goes with it.
 FILTER = "xdp_erm_isolate"
-#: The filter's name where the qdisc was made for it and goes with it.
-FILTER_AND_QDISC = "xdp_erm_isolate+clsact"
+_QDISC = "+clsact"
 
 #: Drivers whose native XDP has no metadata, so that the program could not mark what it decapsulates.
 DRIVERS_WITHOUT_METADATA = ("ena", "gve", "mana", "sfc")
 
 # uapi linux/rtnetlink.h, pkt_sched.h, pkt_cls.h and if_ether.h
-_RTM_NEWQDISC, _RTM_DELQDISC = 36, 37
+_RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
 _RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
@@ -63,14 +66,18 @@ def lacks_metadata(link: Link) -> str | None:
 def is_isolated(link: Link) -> bool:
     """Whether the filter is there."""
     with Rtnetlink() as rtnetlink:
-        return _ours(_filters(rtnetlink, link, _INGRESS)) is not None
+        return any(map(_is_ours, _filters(rtnetlink, link, _INGRESS)))
 
 
-def isolate(link: Link) -> list[str]:
-    """Puts the filter before the interface's others, where it is not there yet. Returns a line for what was done."""
+def isolate(link: Link, intend: Intend) -> list[str]:
+    """Puts the filter before the interface's others, where it is not there yet. Returns a line for what was done.
+
+    One of another source stays as well, for the program that relies on it: retire() removes it once that is replaced.
+    """
     with Rtnetlink() as rtnetlink:
         filters = _filters(rtnetlink, link, _INGRESS)
-        if _ours(filters):
+        ours = [filter_ for filter_ in filters if _is_ours(filter_)]
+        if any(map(_is_current, ours)):
             return []
         instructions, license = compiler.classifier()
         try:
@@ -78,39 +85,72 @@ def isolate(link: Link) -> list[str]:
         except OSError as error:
             raise _failed(link, f"the kernel does not load the filter: {error.strerror}") from None
         try:
-            made = _make_qdisc(rtnetlink, link)
+            made = _make_qdisc(rtnetlink, link, intend)
             preference, before = _preference(filters)
+            name = _name() + (_QDISC if made or any(map(_has_qdisc, ours)) else "")
             try:
-                _add_filter(rtnetlink, link, preference, program, FILTER_AND_QDISC if made else FILTER)
+                _add_filter(rtnetlink, link, preference, program, name)
             except Refused as refused:
                 if made and refused.code != errno.ENODEV:
                     _remove_qdisc(rtnetlink, link)
                 raise _failed(link, f"the kernel takes no BPF filter: {_reason(link, refused)}") from None
         finally:
             os.close(program)
-    said = [f"{link.name}: decapsulated frames are kept from the host's own network stack"]
+    said = [f"{link.name}: decapsulated frames are kept from the host's own network stack"
+            + (", by a newer filter" if ours else "")]
     if before:
         said.append(f"{link.name}: warning: filters of preference {', '.join(map(str, before))} come before that and "
                     f"still see decapsulated frames")
     return said
 
 
+def retire(link: Link) -> None:
+    """Removes filters of other sources."""
+    _remove(link, lambda filter_: not _is_current(filter_))
+
+
+def withdraw(link: Link) -> None:
+    """Undoes isolate()."""
+    _remove(link, _is_current)
+
+
 def release(link: Link) -> list[str]:
     """Removes the filter, and the qdisc if it was made for it and nobody else uses it. Returns a line for it."""
+    if _remove(link, lambda _: True):
+        return [f"{link.name}: the host's own network stack sees all frames again"]
+    return []
+
+
+def mend(link: Link) -> list[str]:
+    """Removes the qdisc that isolate() has made, if it was killed before it used it. Returns a line for it."""
     with Rtnetlink() as rtnetlink:
         filters = _filters(rtnetlink, link, _INGRESS) + _filters(rtnetlink, link, _EGRESS)
-        ours = _ours(filters)
-        if ours is None:
-            return []
         try:
-            if ours.name == FILTER_AND_QDISC and not any(other.handle for other in filters if other != ours):
-                _remove_qdisc(rtnetlink, link)  # takes the filter with it
+            if filters or _qdisc_kind(rtnetlink, link) != "clsact":
+                return []
+            _remove_qdisc(rtnetlink, link)
+        except Refused as refused:
+            raise XdpErmError(f"{link.name}: the clsact qdisc cannot be removed: {_reason(link, refused)}; `tc qdisc "
+                              f"del dev {link.name} clsact` does it") from None
+    return [f"{link.name}: removed the clsact qdisc"]
+
+
+def _remove(link: Link, chosen: Callable[[_Filter], bool]) -> bool:
+    """Removes those of our filters; whether there were any."""
+    with Rtnetlink() as rtnetlink:
+        filters = _filters(rtnetlink, link, _INGRESS)
+        ours = [filter_ for filter_ in filters if _is_ours(filter_) and chosen(filter_)]
+        filters += _filters(rtnetlink, link, _EGRESS)
+        try:
+            if any(map(_has_qdisc, ours)) and not any(other.handle for other in filters if other not in ours):
+                _remove_qdisc(rtnetlink, link)  # takes the filters with it
             else:
-                _remove_filter(rtnetlink, link, ours)
+                for filter_ in ours:
+                    _remove_filter(rtnetlink, link, filter_)
         except Refused as refused:
             raise XdpErmError(f"{link.name}: the filter {FILTER} cannot be removed: {_reason(link, refused)}; `tc "
-                              f"filter del dev {link.name} ingress pref {ours.preference}` does it") from None
-    return [f"{link.name}: the host's own network stack sees all frames again"]
+                              f"filter del dev {link.name} ingress pref {ours[0].preference}` does it") from None
+    return bool(ours)
 
 
 def _failed(link: Link, reason: str) -> XdpErmError:
@@ -124,8 +164,21 @@ def _reason(link: Link, refused: Refused) -> str:
     return str(refused)
 
 
-def _ours(filters: list[_Filter]) -> _Filter | None:
-    return next((filter_ for filter_ in filters if filter_.name in (FILTER, FILTER_AND_QDISC)), None)
+def _name() -> str:
+    return f"{FILTER}-{compiler.classifier_digest()}"
+
+
+def _is_ours(filter_: _Filter) -> bool:
+    return filter_.name is not None and filter_.name.removesuffix(_QDISC).partition("-")[0] == FILTER
+
+
+def _is_current(filter_: _Filter) -> bool:
+    """Of ours: whether it is of the same source as what isolate() puts there."""
+    return filter_.name is not None and filter_.name.removesuffix(_QDISC) == _name()
+
+
+def _has_qdisc(filter_: _Filter) -> bool:
+    return filter_.name is not None and filter_.name.endswith(_QDISC)
 
 
 def _preference(filters: list[_Filter]) -> tuple[int, list[int]]:
@@ -142,18 +195,30 @@ def _preference(filters: list[_Filter]) -> tuple[int, list[int]]:
 
 # Requests; all of them raise Refused, if not said otherwise.
 
-def _make_qdisc(rtnetlink: Rtnetlink, link: Link) -> bool:
+def _make_qdisc(rtnetlink: Rtnetlink, link: Link, intend: Intend) -> bool:
     """Whether it was made: False where there is a clsact or ingress qdisc already, which does as well.
 
     XdpErmError: the kernel has none.
     """
     try:
+        if _qdisc_kind(rtnetlink, link) is not None:
+            return False
+        intend({"clsact": True})
         rtnetlink.request(_RTM_NEWQDISC, CREATE | EXCLUSIVE, _qdisc(link))
     except Refused as refused:
         if refused.code == errno.EEXIST:
-            return False
+            return False  # somebody made it just now
         raise _failed(link, f"the kernel gives no clsact qdisc: {_reason(link, refused)}") from None
     return True
+
+
+def _qdisc_kind(rtnetlink: Rtnetlink, link: Link) -> str | None:
+    """clsact or ingress; None where there is neither."""
+    for body in rtnetlink.request(_RTM_GETQDISC, DUMP, _TC.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, index, _, parent, _ = _TC.unpack_from(body)
+        if (index, parent) == (link.index, _CLSACT_PARENT):
+            return text(attributes(body[_TC.size:])[_TCA_KIND])
+    return None
 
 
 def _remove_qdisc(rtnetlink: Rtnetlink, link: Link) -> None:

@@ -1,7 +1,8 @@
 """One command at a time changes interfaces, and one that is killed half-way leaves word of what it was about.
 
 The lock file is the journal: for each interface under way, the changes to its NIC (see nic.py) that are not yet in the
-keeping of an attached program. It is empty between commands.
+keeping of an attached program, and {"clsact": true} once a qdisc is made for the filter of isolation.py. It is empty
+between commands.
 """
 
 from __future__ import annotations

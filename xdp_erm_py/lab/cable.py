@@ -27,15 +27,9 @@ class Cable:
     def __init__(self) -> None:
         with contextlib.ExitStack() as stack:
             self.switch, self.sensor = _quiet_namespace(stack), _quiet_namespace(stack)
-            with self.switch.entered(), IPRoute() as route:
-                peer = {"ifname": SENSOR_INTERFACE, "mtu": MTU, "net_ns_fd": self.sensor.fd}
-                route.link("add", ifname=SWITCH_INTERFACE, kind="veth", mtu=MTU, peer=peer)
-                _bring_up(route, SWITCH_INTERFACE)
+            with self.switch.entered():
                 self._sender = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
-                self._sender.bind((SWITCH_INTERFACE, 0))
-            with self.sensor.entered(), IPRoute() as route:
-                _bring_up(route, SENSOR_INTERFACE)
-            self.wait_for_carrier()
+            self.plug()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Cable:
@@ -44,14 +38,25 @@ class Cable:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
+    def plug(self) -> None:
+        """Make the pair and bring it up; again after one end has been deleted, which deletes the other."""
+        with self.switch.entered(), IPRoute() as route:
+            peer = {"ifname": SENSOR_INTERFACE, "mtu": MTU, "net_ns_fd": self.sensor.fd}
+            route.link("add", ifname=SWITCH_INTERFACE, kind="veth", mtu=MTU, peer=peer)
+            _bring_up(route, SWITCH_INTERFACE)
+            self._sender.bind((SWITCH_INTERFACE, 0))
+        with self.sensor.entered(), IPRoute() as route:
+            _bring_up(route, SENSOR_INTERFACE)
+        self.wait_for_carrier()
+
     def send(self, frame: bytes) -> None:
         """Put one Ethernet frame on the cable, from the switch to the sensor."""
         self._sender.send(frame)
 
-    def wait_for_carrier(self) -> None:
+    def wait_for_carrier(self, sensor_interface: str = SENSOR_INTERFACE) -> None:
         """Wait until both ends are up: what is sent before that is lost. Attaching XDP can take a link down."""
         deadline = time.monotonic() + CARRIER_TIMEOUT
-        for namespace, name in ((self.switch, SWITCH_INTERFACE), (self.sensor, SENSOR_INTERFACE)):
+        for namespace, name in ((self.switch, SWITCH_INTERFACE), (self.sensor, sensor_interface)):
             with namespace.entered(), IPRoute() as route:
                 while route.link("get", ifname=name)[0].get_attr("IFLA_OPERSTATE") != "UP":
                     if time.monotonic() > deadline:

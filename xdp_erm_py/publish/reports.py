@@ -105,10 +105,11 @@ class Reporter:
         now = time.time()
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         drops = host_drops()
-        messages = [self._detached(name, now) for name in list(self._made) if name not in attached]
-        messages += [self._report(name, interface, now, since_boot, drops.get(name))
-                     for name, interface in attached.items()]
-        return messages
+        earlier = {_attachment(end): end for end in self._made.values()}
+        messages = [self._report(name, interface, earlier.get(_attachment(interface)), now, since_boot, drops.get(name))
+                    for name, interface in attached.items()]
+        # In this order: where an interface has a new name, Zeek has what it counted before its old name is gone.
+        return messages + [self._detached(name, now) for name in list(self._made) if name not in attached]
 
     def acknowledge(self, message: Message) -> None:
         """Remembers that Zeek has this message and will not need it again."""
@@ -124,7 +125,9 @@ class Reporter:
         self._sequence = max(self._sequence + 1, int(now * 1000))
         return self._sequence
 
-    def _report(self, name: str, interface: Snapshot, now: float, since_boot: float, drops: int | None) -> Message:
+    def _report(self, name: str, interface: Snapshot, begin: dict[str, Any] | None, now: float, since_boot: float,
+                drops: int | None) -> Message:
+        """`begin`: the end of the report before."""
         end = {
             "ifindex": interface["ifindex"], "attached_at": interface["attached_at"], "since_boot": since_boot,
             "counters": {counter: [value["packets"], value["bytes"]]
@@ -135,8 +138,7 @@ class Reporter:
             "drops": drops, "queue_drops": _queue_drops(interface),
         }
         attached_at = _seconds(interface["attached_at"])
-        begin = self._made.get(name)
-        if begin and (begin["ifindex"], begin["attached_at"]) == (end["ifindex"], end["attached_at"]):
+        if begin:
             duration = since_boot - begin["since_boot"]
         else:
             begin = {"counters": {}, "sessions": {}, "drops": None}
@@ -189,6 +191,11 @@ class Reporter:
             events.timestamp(now), events.string(self._host), events.string(name),
             events.boolean(name in host_drops()))
         return Message.pack(name, sequence, text, None)
+
+
+def _attachment(interface: Snapshot) -> tuple[int, str]:
+    """What an interface's program stays the same by, over swaps and under another name."""
+    return interface["ifindex"], interface["attached_at"]
 
 
 def _queue_drops(interface: Snapshot) -> int | None:
