@@ -105,7 +105,8 @@ def _counters(life: Life) -> Counts[tuple[str, int]]:
 
 
 def _sum(map_: bpf.Map) -> int:
-    return sum(struct.unpack("=Q", value)[0] for key in map_ for value in map_.lookup(key) or [])
+    return sum(struct.unpack("=Q", value)[0] for index in range(map_.info.max_entries)
+               for value in map_.lookup(struct.pack("=I", index)) or [])
 
 
 def settled(read: object, seconds: float = 0.3) -> None:
