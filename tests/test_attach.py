@@ -148,7 +148,7 @@ def test_nothing_is_left_behind(cable):
     attachment.attach(SENSOR, InterfaceConfig(vlan="strip", sources=("10.0.0.0/8",)))
     with Links() as links:
         maps = attachment.find(links, SENSOR).maps
-    assert set(maps) == {"counters", "own_sessions", "sessions", "sources", "xdp_erm_state"}
+    assert set(maps) == {"counters", "own_sessions", "senders", "sessions", "sources", "xdp_erm_state"}
     program_id = link().program_id
     attachment.detach(SENSOR)
     wait_until_gone(bpf.program_fd, program_id)
