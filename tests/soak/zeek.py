@@ -77,11 +77,15 @@ class Zeek(threading.Thread):
                 if self.mood != "ok":
                     await connection.send(LARGE if self.mood == "large" else "\0[")
                     continue
-                await connection.send(self._log(text))
+                acknowledgement = self._log(text)
+                if acknowledgement:
+                    await connection.send(acknowledgement)
 
-    def _log(self, text: str) -> str:
-        """The acknowledgement."""
+    def _log(self, text: str) -> str | None:
+        """The acknowledgement; foreign senders come along with a report and have none of their own."""
         name, arguments = events.decode(text) or ("", [])
+        if name == events.FOREIGN_SENDERS:
+            return None
         if name == events.REPORT:
             _, sequence, _, host, interface, _, attached_at, _, counters, *_ = (
                 field["data"] for field in arguments[0])
