@@ -48,10 +48,16 @@ class Zeek(threading.Thread):
         super().start()
         self._ready.wait()
 
-    def restart(self) -> None:
-        """Connections break, and for a moment nobody is there."""
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Connections break, and nobody is there."""
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(60)
+        yield
         asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(60)
+
+    def restart(self) -> None:
+        with self.away():
+            pass
 
     def end(self) -> None:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(60)
