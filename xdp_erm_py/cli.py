@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import os
@@ -43,8 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone. Python would complain of it once more when it flushes stdout at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return XdpErmError.exit_status
+    except OSError as error:
+        if error.errno not in _EXHAUSTED:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"xdp-erm: {where}{error.strerror}; once there is more of that, the same command finishes what was begun",
+              file=sys.stderr)
+        return XdpErmError.exit_status
     except KeyboardInterrupt:
         return 130
+
+
+# What a process or the machine can have run out of.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT)
 
 
 # What each module is called as a package of Debian and Ubuntu, and of RHEL and Fedora.

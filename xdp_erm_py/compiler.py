@@ -8,6 +8,7 @@ import ipaddress
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,12 +94,10 @@ def module(text: bytes, options: list[str]) -> Any:
     The caller calls its cleanup(). XdpErmError: it does not compile.
     """
     bcc = _import_bcc()
-    # bcc wants a directory, and in a .pyz the sources are none.
-    with tempfile.TemporaryDirectory(prefix="xdp-erm-") as directory:
-        _copy(shared.BPF_DIRECTORY, Path(directory))
+    with _sources() as directory:
         # The project's own header tree: whatever the running kernel's headers are, they are not needed.
         outer = os.environ.get("BCC_KERNEL_SOURCE")
-        os.environ["BCC_KERNEL_SOURCE"] = directory
+        os.environ["BCC_KERNEL_SOURCE"] = str(directory)
         try:
             return bcc.BPF(text=text, cflags=[f"-I{directory}", *options])
         except Exception as error:
@@ -107,6 +106,17 @@ def module(text: bytes, options: list[str]) -> Any:
             os.environ.pop("BCC_KERNEL_SOURCE")
             if outer is not None:
                 os.environ["BCC_KERNEL_SOURCE"] = outer
+
+
+@contextlib.contextmanager
+def _sources() -> Iterator[Path]:
+    """The directory of the C sources, a copy only where they are in a .pyz: a killed command would leave it behind."""
+    if isinstance(shared.BPF_DIRECTORY, Path):
+        yield shared.BPF_DIRECTORY
+    else:
+        with tempfile.TemporaryDirectory(prefix="xdp-erm-") as directory:
+            _copy(shared.BPF_DIRECTORY, Path(directory))
+            yield Path(directory)
 
 
 def function(compiled: Any, name: str) -> tuple[bytes, bytes]:
