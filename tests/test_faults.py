@@ -1,0 +1,306 @@
+"""What happens to interfaces, and what a machine runs out of, while xdp-erm is attached or about to be."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import operator
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import foreign
+import pytest
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from xdp_erm_py import attachment, isolation, journal, lab, stats
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
+from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
+from xdp_erm_py.lab.fanout import FanoutWorkers
+from xdp_erm_py.lab.namespace import Namespace
+from xdp_erm_py.lab.traffic import synthetic
+from xdp_erm_py.links import Links
+
+COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
+TIMEOUT = 60  # seconds
+DEFAULT = InterfaceConfig(mode="native")
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+def everything(name: str = SENSOR) -> tuple:
+    """What attaching changes, and what may be left in the journal."""
+    with Links() as links, journal.exclusive() as entries:
+        link = links.find(name)
+        unfinished = entries.unfinished(link)
+    return (link.mtu, link.program_id, unfinished, run("ethtool", "-k", name).stdout.partition("\n")[2],
+            run("tc", "qdisc", "show", "dev", name).stdout.replace(name, ""),
+            run("tc", "filter", "show", "dev", name, "ingress").stdout)
+
+
+def change(name: str, **what: object) -> None:
+    with IPRoute() as route:
+        route.link("set", index=route.link_lookup(ifname=name)[0], **what)
+
+
+def decapsulates(cable, packets: int = 50) -> bool:
+    with FanoutWorkers(cable, 2, operator.attrgetter("mirrored")) as workers:
+        lab.mirror(cable, synthetic(flows=10, packets=packets), workers)
+        return workers.finish().identical == packets
+
+
+def counted(name: str = SENSOR) -> int:
+    interface, = stats.snapshot(name)
+    return interface["counters"]["decapsulated"]["packets"]
+
+
+@pytest.mark.parametrize("commands", [("attach", "detach"), ("detach", "attach")])
+def test_detach_during_attach(cable, commands):
+    """Both wait for the lock, and the one that gets it first is done before the other begins."""
+    before = everything()
+    with journal.LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        processes = [subprocess.Popen([*COMMAND, command, SENSOR], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                      text=True) for command in commands]
+        for process in processes:
+            assert process.stderr.readline() == "waiting for another xdp-erm to finish\n"
+    for process in processes:
+        _, said = process.communicate(timeout=TIMEOUT)
+        assert (process.returncode, said) == (0, "")
+    assert {interface["name"] for interface in stats.snapshot()} in (set(), {SENSOR})
+    attachment.detach(SENSOR)
+    assert everything() == before
+
+
+def test_interface_down_and_up(cable):
+    before = everything()
+    attachment.attach(SENSOR, DEFAULT)
+    assert decapsulates(cable)
+    change(SENSOR, state="down")
+    assert counted() == 50
+    attachment.attach(SENSOR, InterfaceConfig(mode="native", depth=1))  # a swap while it is down
+    change(SENSOR, state="up")
+    cable.wait_for_carrier()
+    assert decapsulates(cable)
+    assert counted() == 100
+    attachment.detach(SENSOR)
+    assert everything() == before
+
+
+def test_attach_and_detach_while_down(cable):
+    before = everything()
+    change(SENSOR, state="down")
+    attachment.attach(SENSOR, DEFAULT)
+    change(SENSOR, state="up")
+    cable.wait_for_carrier()
+    assert decapsulates(cable)
+    change(SENSOR, state="down")
+    attachment.detach(SENSOR)
+    change(SENSOR, state="up")
+    assert everything() == before
+
+
+def test_an_interface_with_a_new_name(cable):
+    before = everything()
+    attachment.attach(SENSOR, DEFAULT)
+    assert decapsulates(cable)
+    change(SENSOR, state="down")
+    change(SENSOR, ifname="new0")
+    change("new0", state="up")
+    assert counted("new0") == 50
+    assert "already attached" in attachment.attach("new0", DEFAULT)[0]
+    attachment.detach("new0")
+    assert everything("new0") == before
+
+
+def test_a_new_name_between_a_killed_attach_and_the_next(cable, monkeypatch):
+    before = everything()
+    monkeypatch.setattr(attachment, "_put", lambda *_: sys.exit("killed"))
+    monkeypatch.setattr(attachment.nic, "restore", lambda *_: [])
+    monkeypatch.setattr(isolation, "release", lambda *_: [])
+    monkeypatch.setattr(journal.Journal, "end", lambda *_: None)
+    with pytest.raises(SystemExit):
+        attachment.attach(SENSOR, DEFAULT)
+    monkeypatch.undo()
+    assert everything() != before
+    change(SENSOR, state="down")
+    change(SENSOR, ifname="new0")
+    change("new0", state="up")
+    assert "killed half-way" in attachment.detach("new0")[0]
+    assert everything("new0") == before
+
+
+def test_an_interface_that_is_created_anew(cable):
+    before = everything()
+    attachment.attach(SENSOR, DEFAULT)
+    assert decapsulates(cable)
+    with IPRoute() as route:
+        route.link("del", index=route.link_lookup(ifname=SENSOR)[0])
+    cable.plug()
+    assert everything() == before
+    attachment.attach(SENSOR, DEFAULT)
+    cable.wait_for_carrier()
+    assert decapsulates(cable)
+    assert counted() == 50
+    attachment.detach(SENSOR)
+    assert everything() == before
+
+
+def test_an_interface_in_another_network_namespace(cable):
+    """The program goes with it, and is detached there; the filter does not, and is put there by the next attach."""
+    before = everything()
+    attachment.attach(SENSOR, DEFAULT)
+    assert decapsulates(cable)
+    elsewhere = Namespace()
+    try:
+        change(SENSOR, net_ns_fd=elsewhere.fd)
+        assert stats.snapshot() == []
+        with elsewhere.entered():
+            assert counted() == 50
+            attachment.attach(SENSOR, DEFAULT)
+            with Links() as links:
+                assert isolation.is_isolated(links.find(SENSOR))
+            attachment.detach(SENSOR)
+            change(SENSOR, net_ns_fd=cable.sensor.fd)
+        change(SENSOR, state="up")
+        cable.wait_for_carrier()
+        assert everything() == before
+    finally:
+        elsewhere.close()
+
+
+def test_an_mtu_that_shrinks_and_one_that_the_program_does_not_take(cable):
+    before = everything()
+    attachment.attach(SENSOR, DEFAULT)
+    change(SENSOR, mtu=1000)
+    assert "warning: MTU is 1000" in attachment.attach(SENSOR, DEFAULT)[0]
+    with cable.switch.entered(), pytest.raises(NetlinkError):
+        change(SWITCH, mtu=9000)
+    change(SENSOR, mtu=3500)
+    assert decapsulates(cable)
+    attachment.detach(SENSOR)
+    assert everything() == before
+
+
+def test_somebody_else_replaces_our_program(cable):
+    attachment.attach(SENSOR, DEFAULT)
+    with IPRoute() as route:
+        route.link("set", index=route.link_lookup(ifname=SENSOR)[0], xdp_fd=-1)
+    program_id = foreign.attach(SENSOR, "native")
+    assert stats.snapshot() == []
+    with pytest.raises(XdpErmError, match=rf"another XDP program is attached \(program {program_id}, somebody\)"):
+        attachment.attach(SENSOR, DEFAULT)
+    assert attachment.detach(SENSOR) == [f"{SENSOR}: program {program_id} (somebody) is not ours and stays",
+                                         f"{SENSOR}: the host's own network stack sees all frames again"]
+    with Links() as links:
+        assert links.find(SENSOR).program_id == program_id
+    attachment.attach(SENSOR, DEFAULT, force=True)
+    assert decapsulates(cable)
+
+
+def test_a_link_that_flaps_under_traffic(cable):
+    attachment.attach(SENSOR, DEFAULT)
+    cable.wait_for_carrier()
+    done = threading.Event()
+    sent = refused = 0
+
+    def send() -> None:
+        nonlocal sent, refused
+        for packet in itertools.chain.from_iterable(itertools.repeat(list(synthetic(flows=50, packets=500)))):
+            if done.is_set():
+                return
+            try:
+                cable.send(packet.sent)
+                sent += 1
+            except OSError:
+                refused += 1
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        for state in ("down", "up") * 5:
+            with cable.switch.entered():
+                change(SWITCH, state=state)
+            if state == "up":
+                cable.wait_for_carrier()
+            time.sleep(0.02)
+    finally:
+        done.set()
+        sender.join(TIMEOUT)
+    with cable.switch.entered(), IPRoute() as route:
+        dropped = route.link("get", ifname=SWITCH)[0].get_attr("IFLA_STATS64")["tx_dropped"]
+    assert refused > 0
+    # What waits to be received when the link goes is in no counter of the kernel: a ring's worth each time.
+    assert sent - dropped - 5 * 320 <= counted() <= sent - dropped
+    assert decapsulates(cable)
+
+
+# What the machine has run out of
+
+def in_a_mount_namespace(prepare: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return run("unshare", "--mount", "sh", "-c", f'{prepare} && exec "$@"', "sh", *COMMAND, *words)
+
+
+FULL = "mount -t tmpfs -o size=4k full /run && { dd if=/dev/zero of=/run/fill bs=4k status=none 2>/dev/null; true; }"
+
+
+@pytest.mark.parametrize("prepare, reason", [
+    ("mount -t tmpfs -o ro empty /run", "the lock /run/xdp-erm.lock cannot be opened: Read-only file system"),
+    (FULL, "/run/xdp-erm.lock cannot be written: No space left on device")], ids=["read-only", "full"])
+def test_a_run_that_takes_nothing(cable, prepare, reason):
+    before = everything()
+    done = in_a_mount_namespace(prepare, "attach", SENSOR)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"xdp-erm: {reason}\n")
+    assert everything() == before
+    attachment.attach(SENSOR, DEFAULT)
+    attached = everything()
+    done = in_a_mount_namespace(prepare, "detach", SENSOR)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"xdp-erm: {reason}\n")
+    assert everything() == attached
+    assert in_a_mount_namespace(prepare, "stats", "--json").returncode == 0
+
+
+def test_a_read_only_etc(cable):
+    """Nothing is written there."""
+    assert in_a_mount_namespace("mount -o bind,ro /etc /etc", "attach", SENSOR).returncode == 0
+    assert in_a_mount_namespace("mount -o bind,ro /etc /etc", "detach", SENSOR).returncode == 0
+
+
+def test_no_room_for_temporary_files(cable):
+    assert in_a_mount_namespace(FULL.replace("/run", "/tmp"), "attach", SENSOR).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["attach", "detach"])
+def test_few_descriptors(cable, command):
+    """One more each time, until it does: before that, one line and nothing changed."""
+    without = everything()
+    if command == "detach":
+        attachment.attach(SENSOR, DEFAULT)
+    before = everything()
+    for descriptors in range(5, 40):  # Python does not start with fewer
+        done = run("prlimit", f"--nofile={descriptors}", *COMMAND, command, SENSOR)
+        said = done.stderr.replace("waiting for another xdp-erm to finish\n", "")
+        if done.returncode == 0:
+            break
+        assert everything() == before, f"{descriptors}: {done.stdout}{said}"
+        assert done.returncode == 1
+        assert "Traceback" not in said
+        assert re.search(r"^xdp-erm: .*", said.splitlines()[-1])
+    assert descriptors > 6, "the limit does not count"
+    assert done.returncode == 0
+    if command == "attach":
+        attachment.detach(SENSOR)
+    assert everything() == without
+
+
+def test_no_locked_memory(cable):
+    done = run("prlimit", "--memlock=0", *COMMAND, "attach", SENSOR)
+    assert (done.returncode, done.stderr.replace("waiting for another xdp-erm to finish\n", "")) == (0, "")
