@@ -188,6 +188,43 @@ def test_an_interface_with_a_new_name_is_not_counted_twice(ends: Path) -> None:
     assert gone.interface == "lo"
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_interface_that_comes_back_is_not_counted_twice(ends: Path, restarted: bool) -> None:
+    """From another network namespace: its program has gone on counting."""
+    readings = Readings(reading(10, session=10))
+    reporter = Reporter(HOST, ends, readings)
+    for now in ([reading(10, session=10)], []):
+        readings.now = now
+        message, = reporter.collect()
+        reporter.acknowledge(message)
+    assert events.DETACHED in message.text
+    readings.now = [reading(12, session=12)]
+    message, = (Reporter(HOST, ends, readings) if restarted else reporter).collect()
+    assert Report(message.text).packets == {"decapsulated": 2}
+    assert Report(message.text).sessions[0][2] == 2
+
+
+def test_names_that_come_back_go_on_from_the_latest_end(ends: Path) -> None:
+    """Zeek has not been told yet that the other name is gone when the publisher is killed."""
+    readings = Readings()
+    for name, packets in (("lo", 10), ("new", 15), ("lo", 20), ("new", 22)):
+        readings.now = [{**reading(packets), "name": name}]
+        reporter = Reporter(HOST, ends, readings)
+        report = reporter.collect()[0]
+        reporter.acknowledge(report)
+        time.sleep(0.002)
+    assert Report(report.text).packets == {"decapsulated": 2}
+
+
+def test_few_interfaces_that_are_gone_are_remembered(ends: Path) -> None:
+    readings = Readings()
+    reporter = Reporter(HOST, ends, readings)
+    for number in range(100):
+        for readings.now in ([{**reading(1, ifindex=number + 1), "name": f"eth{number}"}], []):
+            reporter.acknowledge(reporter.collect()[0])
+    assert list(json.loads(ends.read_text())["gone"]) == [f"eth{number}" for number in range(36, 100)]
+
+
 def test_interfaces_may_change_names_with_each_other(ends: Path) -> None:
     readings = Readings(reading(10), {**reading(100, ifindex=8), "name": "other"})
     reporter = Reporter(HOST, ends, readings)

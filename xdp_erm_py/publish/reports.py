@@ -20,6 +20,9 @@ from . import events
 
 NET_DEV = Path("/proc/self/net/dev")
 
+#: Interfaces whose ends are remembered when they are gone. They may come back, and go on counting where they were.
+MOST_GONE = 64
+
 Snapshot = dict[str, Any]
 """One interface as in stats.snapshot()."""
 
@@ -62,10 +65,12 @@ class Reporter:
         self._path = ends
         self._snapshot = snapshot
         self._acknowledged: dict[str, dict[str, Any]] = {}
+        self._gone: dict[str, dict[str, Any]] = {}
         self._sequence = 0
         self._read()
         # Ends of reports that were made, acknowledged or not.
         self._made = dict(self._acknowledged)
+        self._made_gone = dict(self._gone)
 
     def _read(self) -> None:
         try:
@@ -77,10 +82,11 @@ class Reporter:
         # Times since boot mean nothing in another boot, and neither do counters.
         if kept.get("boot") == _boot_id():
             self._acknowledged = kept["interfaces"]
+            self._gone = kept.get("gone", {})
             self._sequence = kept["sequence"]
 
     def _write(self) -> None:
-        kept = {"boot": _boot_id(), "sequence": self._sequence, "interfaces": self._acknowledged}
+        kept = {"boot": _boot_id(), "sequence": self._sequence, "interfaces": self._acknowledged, "gone": self._gone}
         new = self._path.with_name(self._path.name + ".new")
         new.write_text(json.dumps(kept))
         os.replace(new, self._path)
@@ -94,7 +100,9 @@ class Reporter:
         now = time.time()
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         drops = host_drops()
-        earlier = {_attachment(end): end for end in self._made.values()}
+        # The latest where there are several, as of an interface that came back under an older name.
+        ends = sorted([*self._made_gone.values(), *self._made.values()], key=lambda end: end["since_boot"])
+        earlier = {_attachment(end): end for end in ends}
         messages = [self._report(interface, earlier.get(_attachment(interface)), now, since_boot, drops.get(name))
                     for name, interface in attached.items()]
         # In this order: where an interface has a new name, Zeek has what it counted before its old name is gone.
@@ -104,7 +112,7 @@ class Reporter:
         """Remembers that Zeek has this message and will not need it again."""
         end = message.end
         if end is None:
-            self._acknowledged.pop(message.interface, None)
+            _move(message.interface, self._acknowledged, self._gone)
         else:
             self._acknowledged[message.interface] = end
         self._write()
@@ -158,7 +166,7 @@ class Reporter:
         return Message.pack(name, sequence, text, end)
 
     def _detached(self, name: str, now: float) -> Message:
-        del self._made[name]
+        _move(name, self._made, self._made_gone)
         sequence = self._next_sequence(now)
         text = events.encode(
             events.REPORT_TOPIC, events.DETACHED, events.count(events.VERSION), events.count(sequence),
@@ -170,6 +178,15 @@ class Reporter:
 def _attachment(interface: Snapshot) -> tuple[int, str]:
     """What an interface's program stays the same by, over swaps and under another name."""
     return interface["ifindex"], interface["attached_at"]
+
+
+def _move(name: str, ends: dict[str, dict[str, Any]], gone: dict[str, dict[str, Any]]) -> None:
+    """An interface's end to those of the interfaces that are gone, the oldest of which are forgotten."""
+    if name in ends:
+        gone.pop(name, None)
+        gone[name] = ends.pop(name)
+    while len(gone) > MOST_GONE:
+        del gone[next(iter(gone))]
 
 
 def _queue_drops(interface: Snapshot) -> int | None:
