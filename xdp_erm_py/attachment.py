@@ -229,7 +229,7 @@ class _Candidate:
     def variant(self) -> compiler.Variant:
         return compiler.Variant(self.plan.lanes, self.frags)
 
-    @property
+    @functools.cached_property
     def state(self) -> dict[str, Any]:
         """What of the program's state depends on it."""
         return {"digest": compiler.digest(self._config, self.variant), "frags": self.frags,
@@ -269,11 +269,13 @@ class _Programs:
         if refused:
             raise XdpErmError(f"{link.name}: {refused}")
 
-    def load(self, candidate: _Candidate) -> int:
-        """Its descriptor. XdpErmError: it does not compile, or the kernel does not take it. Raises _NoFrags as well."""
-        own = candidate.state
-        state = {**self._state, **own}
-        if own["digest"] not in self._loaded:
+    def load(self, candidate: _Candidate) -> tuple[int, bpf.Map]:
+        """The program's descriptor, and its state map, which is empty. A program is loaded once.
+
+        XdpErmError: it does not compile, or the kernel does not take it. Raises _NoFrags as well.
+        """
+        state = self._state_of(candidate)
+        if state["digest"] not in self._loaded:
             compiled = self._opened.enter_context(compiler.Compiled(self._config, candidate.variant))
             carried, self.said = _carried(self._opened, self._link, self._current, compiled, state)
             try:
@@ -286,10 +288,17 @@ class _Programs:
                     raise _NoFrags from None
                 raise XdpErmError(f"{self._link.name}: the kernel does not load the XDP program: "
                                   f"{error.strerror}") from None
-            self._loaded[own["digest"]] = program, state_map
-        program, state_map = self._loaded[own["digest"]]
-        _write(state_map, state)
+            self._loaded[state["digest"]] = program, state_map
+        return self._loaded[state["digest"]]
+
+    def ready(self, candidate: _Candidate) -> int:
+        """Its descriptor, once its state map says what is so now. Raises what load() raises."""
+        program, state_map = self.load(candidate)
+        _write(state_map, self._state_of(candidate))
         return program
+
+    def _state_of(self, candidate: _Candidate) -> dict[str, Any]:
+        return {**self._state, **candidate.state}
 
 
 def _put(opened: contextlib.ExitStack, links: Links, link: Link, current: Attachment | None,
@@ -325,7 +334,7 @@ def _attach(links: Links, link: Link, candidates: list[_Candidate], programs: _P
     refusal: Refused | None = None
     for candidate in candidates:
         try:
-            program = programs.load(candidate)
+            program = programs.ready(candidate)
         except _NoFrags:
             continue
         except XdpErmError as error:
