@@ -29,6 +29,13 @@ struct counter {
 
 BPF_PERCPU_ARRAY(counters, struct counter, COUNTER_COUNT);
 
+/* What somebody sent. */
+struct sent {
+	u64 packets;
+	u64 bytes;
+	u64 last_seen;		/* jiffies: of all clocks the only one that costs nothing to read */
+};
+
 #ifdef ERM_SESSIONS
 /* A mirror session of a switch: between one pair of addresses the source port is what tells sessions apart. */
 struct session_key {
@@ -37,19 +44,13 @@ struct session_key {
 	u16 zero;
 };
 
-struct session {
-	u64 packets;
-	u64 bytes;
-	u64 last_seen;		/* jiffies: of all clocks the only one that costs nothing to read */
-};
-
 /*
  * A CPU's own sessions: what it counts here it shares with no other CPU. The first session to come has the place its
  * key hashes to, until it has been silent for long; another one that wants the place is counted in `sessions`.
  */
 struct own_session {
 	struct session_key key;
-	struct session counted;	/* no packets: nobody has the place */
+	struct sent counted;	/* no packets: nobody has the place */
 };
 
 struct own_sessions {
@@ -59,7 +60,7 @@ struct own_sessions {
 BPF_PERCPU_ARRAY(own_sessions, struct own_sessions, 1);
 
 /* All others. LRU: a flood of spoofed sources replaces idle sessions, and memory stays as it is. */
-BPF_TABLE("lru_hash", struct session_key, struct session, sessions, ERM_MAX_SESSIONS);
+BPF_TABLE("lru_hash", struct session_key, struct sent, sessions, ERM_MAX_SESSIONS);
 #endif
 
 /* Key of the allow lists: an IPv4 prefix. */
@@ -76,15 +77,9 @@ BPF_LPM_TRIE(targets, struct prefix, u8, ERM_TARGETS);
 #endif
 
 #if defined(ERM_SOURCES) || defined(ERM_TARGETS)
-/* What a foreign sender sent: one whose source, or whose target, is not on the list. */
-struct sender {
-	u64 packets;
-	u64 bytes;
-	u64 last_seen;		/* jiffies */
-};
-
-/* By source address. LRU as `sessions`. */
-BPF_TABLE("lru_hash", __be32, struct sender, senders, ERM_MAX_SENDERS);
+#define ERM_SENDERS	/* there can be foreign ones */
+/* Foreign senders, whose source or whose target is not on the list, by source address. LRU as `sessions`. */
+BPF_TABLE("lru_hash", __be32, struct sent, senders, ERM_MAX_SENDERS);
 #endif
 
 #ifdef ERM_LANES
@@ -545,11 +540,21 @@ static __always_inline void count(u32 index, u64 bytes)
 	}
 }
 
+#if defined(ERM_SESSIONS) || defined(ERM_SENDERS)
+/* Adds to what CPUs share. */
+static __always_inline void add(struct sent *sent, struct sent *counted)
+{
+	lock_xadd(&sent->packets, counted->packets);
+	lock_xadd(&sent->bytes, counted->bytes);
+	sent->last_seen = counted->last_seen;
+}
+#endif
+
 #ifdef ERM_SESSIONS
 /* To `sessions`, which the CPUs share. */
-static __always_inline void add_session(struct session_key *key, struct session *counted)
+static __always_inline void add_session(struct session_key *key, struct sent *counted)
 {
-	struct session *session = sessions.lookup(key);
+	struct sent *session = sessions.lookup(key);
 
 	if (!session) {
 		/*
@@ -562,15 +567,13 @@ static __always_inline void add_session(struct session_key *key, struct session 
 		if (!session)
 			return;
 	}
-	lock_xadd(&session->packets, counted->packets);
-	lock_xadd(&session->bytes, counted->bytes);
-	session->last_seen = counted->last_seen;
+	add(session, counted);
 }
 
 static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
 {
 	struct session_key key = { .source = outermost->source, .source_port = outermost->source_port };
-	struct session counted = { .packets = 1, .bytes = bytes, .last_seen = bpf_jiffies64() };
+	struct sent counted = { .packets = 1, .bytes = bytes, .last_seen = bpf_jiffies64() };
 	u32 hash = (key.source ^ (u32)key.source_port << 16) * 0x9e3779b1 /* 2^32 / golden ratio */, zero = 0;
 	struct own_sessions *places = own_sessions.lookup(&zero);
 	struct own_session *own;
@@ -593,23 +596,21 @@ static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
 }
 #endif
 
-#if defined(ERM_SOURCES) || defined(ERM_TARGETS)
+#ifdef ERM_SENDERS
 static __always_inline void count_sender(__be32 source, u64 bytes)
 {
-	struct sender first = { .packets = 1, .bytes = bytes, .last_seen = bpf_jiffies64() };
-	struct sender *sender = senders.lookup(&source);
+	struct sent counted = { .packets = 1, .bytes = bytes, .last_seen = bpf_jiffies64() };
+	struct sent *sender = senders.lookup(&source);
 
 	if (!sender) {
 		/* As in add_session: who is seen only once is replaced first. */
-		if (!senders.insert(&source, &first))
+		if (!senders.insert(&source, &counted))
 			return;
 		sender = senders.lookup(&source);
 		if (!sender)
 			return;
 	}
-	lock_xadd(&sender->packets, 1);
-	lock_xadd(&sender->bytes, bytes);
-	sender->last_seen = first.last_seen;
+	add(sender, &counted);
 }
 #endif
 
@@ -630,7 +631,7 @@ int xdp_erm(struct xdp_md *ctx)
 #endif
 		action = steer(outcome.flow);
 	}
-#if defined(ERM_SOURCES) || defined(ERM_TARGETS)
+#ifdef ERM_SENDERS
 	else if (outcome.verdict == VERDICT_FOREIGN_SOURCE || outcome.verdict == VERDICT_FOREIGN_TARGET)
 		count_sender(outcome.outermost.source, bytes);
 #endif
