@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from . import rps
+from . import rps, sysfs
 from .config import InterfaceConfig, cpu_list, parse_cpu_list
 from .errors import XdpErmError
 from .links import Link
@@ -48,19 +48,21 @@ def plan(link: Link, config: InterfaceConfig, mode: str) -> Plan:
     if config.spread == "none":
         return Plan("none", (), "as configured")
     cpus, reason = _cpus(link, config)
-    obstacles = {"rps": _no_rps(link, mode), "cpumap": _no_cpumap(link, config, mode)}
     if config.spread != "auto":
-        obstacle = obstacles[config.spread] or (None if cpus else reason)
+        obstacle = _no_rps(link, mode) if config.spread == "rps" else _no_cpumap(link, config, mode)
+        obstacle = obstacle or (None if cpus else reason)
         if obstacle:
             raise XdpErmError(f"{link.name}: spread: {config.spread} is impossible here: {obstacle}")
         return Plan(config.spread, cpus, reason)
     if not cpus:
         return Plan("none", (), reason)
     # cpumap first: it keeps fragments, ICMP errors and IPv6 flows with flow labels together, which RPS does not.
-    for how, why in (("cpumap", "frames can be redirected"), ("rps", obstacles["cpumap"])):
-        if not obstacles[how]:
-            return Plan(how, cpus, f"{why}; {reason}")
-    return Plan("none", (), str(obstacles["cpumap"]))
+    obstacle = _no_cpumap(link, config, mode)
+    if obstacle is None:
+        return Plan("cpumap", cpus, f"frames can be redirected; {reason}")
+    if _no_rps(link, mode) is None:
+        return Plan("rps", cpus, f"{obstacle}; {reason}")
+    return Plan("none", (), obstacle)
 
 
 def _cpus(link: Link, config: InterfaceConfig) -> tuple[tuple[int, ...], str]:
@@ -91,8 +93,8 @@ def _listed(name: str) -> set[int]:
 def _receiving(link: Link) -> set[int]:
     """The CPUs that the interface's interrupts go to; none where it has no interrupts of its own."""
     cpus: set[int] = set()
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), rps.sysfs() as root:
-        for interrupt in rps.names(root, f"class/net/{link.name}/device/msi_irqs"):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), sysfs.mounted() as root:
+        for interrupt in sysfs.names(root, f"class/net/{link.name}/device/msi_irqs"):
             with contextlib.suppress(OSError):  # not in use
                 text = Path(f"/proc/irq/{interrupt}/effective_affinity_list").read_text()
                 cpus.update(parse_cpu_list(text.strip()))
