@@ -63,10 +63,7 @@ def settle(link: Link, intend: Intend) -> list[str]:
 
 def harmful(link: Link) -> tuple[list[str], list[str]]:
     """Those of FEATURES that are on: (what may be turned off, what the driver does not let be turned off)."""
-    features = _features(link)
-    on = sorted(name for name, active, *_ in features if active and name in FEATURES)
-    movable = [name for name in on if features.is_available(name)]
-    return movable, [name for name in on if name not in movable]
+    return _harmful(_features(link))
 
 
 def steer(link: Link, cpus: tuple[int, ...], earlier: dict[str, Any], intend: Intend) -> list[str]:
@@ -132,13 +129,18 @@ def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
 def _turn_off(link: Link, intend: Intend) -> tuple[list[str], list[str]]:
     """(features turned off, features that stay on all the same)"""
     before = _features(link)
-    on = sorted(name for name, active, *_ in before if active and name in FEATURES)
-    movable = [name for name in on if before.is_available(name)]
+    movable, fixed = _harmful(before)
     if movable:
         intend({"features": movable})
         _set(link, before, dict.fromkeys(movable, False))
-    after = _features(link)
+    after, on = _features(link), sorted(movable + fixed)
     return [name for name in on if not after[name]], [name for name in on if after[name]]
+
+
+def _harmful(features: Any) -> tuple[list[str], list[str]]:
+    on = sorted(name for name, active, *_ in features if active and name in FEATURES)
+    movable = [name for name in on if features.is_available(name)]
+    return movable, [name for name in on if name not in movable]
 
 
 def _ethtool() -> Any:
