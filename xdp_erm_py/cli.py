@@ -38,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = PACKAGES.get((error.name or "").partition(".")[0])
         if package is None:
             raise
-        print(f"xdp-erm: the Python module {error.name} is missing: install {package}", file=sys.stderr)
-        return XdpErmError.exit_status
+        return _failed(XdpErmError(f"the Python module {error.name} is missing: install {package}"))
     except BrokenPipeError:
         # The reader of our output has gone. Python would complain of it once more when it flushes stdout at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _EXHAUSTED:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(printable(f"xdp-erm: {where}{error.strerror}: run it again once there is more"), file=sys.stderr)
-        return XdpErmError.exit_status
+        return _failed(XdpErmError(f"{where}{error.strerror}: run it again once there is more"))
     except KeyboardInterrupt:
         return 130
 

@@ -106,19 +106,21 @@ def _tables(interfaces: list[dict[str, Any]]) -> Iterator[RenderableType]:
         yield Text()
 
 
-def _counter_table(*columns: str) -> Table:
+def _table(first: str, width: int, *numbers: str) -> Table:
+    """Its first column at least `width` characters wide, then those of numbers."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("verdict", min_width=18)
-    for column in columns:
+    table.add_column(first, min_width=width)
+    for column in numbers:
         table.add_column(column, justify="right", min_width=14)
     return table
 
 
+def _counter_table(*columns: str) -> Table:
+    return _table("verdict", 18, *columns)
+
+
 def _cpu_table(cpus: dict[str, dict[str, int]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("to CPU", min_width=18)
-    for column in ("packets", "dropped"):
-        table.add_column(column, justify="right", min_width=14)
+    table = _table("to CPU", 18, "packets", "dropped")
     for cpu, frames in cpus.items():
         table.add_row(cpu, f"{frames['steered']:,}", f"{frames['dropped']:,}",
                       style=_BAD if frames["dropped"] else _PLAIN)
@@ -126,10 +128,7 @@ def _cpu_table(cpus: dict[str, dict[str, int]]) -> Table:
 
 
 def _session_table(sessions: Iterable[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("switch session", min_width=21)
-    for column in ("packets", "bytes"):
-        table.add_column(column, justify="right", min_width=14)
+    table = _table("switch session", 21, "packets", "bytes")
     table.add_column("last seen")
     for session in sessions:
         table.add_row(f"{session['source']}:{session['source_port']}", f"{session['packets']:,}",
@@ -142,10 +141,7 @@ def _foreign(interface: dict[str, Any]) -> Iterator[RenderableType]:
     senders = interface["foreign"]
     if not senders:
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("foreign sender", min_width=21)
-    for column in ("packets", "bytes"):
-        table.add_column(column, justify="right", min_width=14)
+    table = _table("foreign sender", 21, "packets", "bytes")
     table.add_column("last seen")
     for sender in senders[:_SENDERS_SHOWN]:
         table.add_row(sender["source"], f"{sender['packets']:,}", f"{sender['bytes']:,}", sender["last_seen"],
@@ -218,7 +214,7 @@ def _rates(interfaces: list[dict[str, Any]], before: dict[int, dict[str, Any]], 
         parts.append(table)
         if interface["cpus"]:
             parts.append(_cpu_table(interface["cpus"]))
-        parts += [_session_table(interface["sessions"][:_SESSIONS_WATCHED])]
+        parts.append(_session_table(interface["sessions"][:_SESSIONS_WATCHED]))
         hidden = len(interface["sessions"]) - _SESSIONS_WATCHED
         if hidden > 0:
             parts.append(Text(f"and {hidden} quieter sessions: xdp-erm stats {interface['name']}", style="dim"))

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     handed, seconds = _generate(ifindex, layout, args, packets)
     sent = _transmitted(ifindex) - before
     say(f"{args.interface}: sent {sent} of {handed} frames ({len(layout.frame)} bytes, {args.flows} flows, "
-          f"{args.sessions} sessions) in {seconds:.2f} s, {sent / seconds:.0f} a second")
+        f"{args.sessions} sessions) in {seconds:.2f} s, {sent / seconds:.0f} a second")
     if sent < handed:
         raise XdpErmError(f"{args.interface}: {handed - sent} frames were dropped: the peer has neither an XDP program "
                           "nor GRO, or it does not keep up (then lower --rate)")
