@@ -9,7 +9,6 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from .errors import XdpErmError
 from .links import Link, Links
 from .printable import printable, say
 from .publish.publisher import KEEP_SECONDS
+from .publish.reports import seconds
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -339,7 +339,7 @@ def _senders(patient: Patient) -> str:
 
 
 def _silence(patient: Patient) -> Iterator[Result]:
-    latest = max((_time(session["last_seen"]) for session in patient.counted["sessions"]), default=None)
+    latest = max((seconds(session["last_seen"]) for session in patient.counted["sessions"]), default=None)
     if latest is not None and time.time() - latest > SILENCE:
         yield Result(WARNING, f"no mirrored packet for {_minutes(time.time() - latest)}: the switch suspends its "
                               "session when nobody answers its ARP requests; see there")
@@ -362,7 +362,7 @@ def reports(patient: Patient) -> Iterator[Result]:
         acknowledged = json.loads(publish.DEFAULT_PID_FILE.with_suffix(".json").read_text())["interfaces"]
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - acknowledged[printable(patient.link.name)]["since_boot"]
     except (FileNotFoundError, ValueError, LookupError, TypeError):  # it has taken none yet
-        age = time.time() - _time(attached_at)
+        age = time.time() - seconds(attached_at)
     if age > KEEP_SECONDS:
         yield Result(WARNING, f"Zeek has taken no report for {_minutes(age)}: the publisher's log says why "
                               f"(`journalctl -u {systemd.PUBLISHER}`, or xdp-erm-publish.log in zeekctl's spool "
@@ -371,12 +371,9 @@ def reports(patient: Patient) -> Iterator[Result]:
         yield Result(OK, f"Zeek has taken a report {age:.0f} s ago")
 
 
-def _time(rfc3339: str) -> float:
-    return datetime.fromisoformat(rfc3339.replace("Z", "+00:00")).astimezone(timezone.utc).timestamp()
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes"
+def _minutes(duration: float) -> str:
+    """`duration`: seconds."""
+    return f"{duration / 60:.0f} minutes"
 
 
 HOST_CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (kernel, rights, modules, publisher)

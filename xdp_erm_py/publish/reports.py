@@ -137,7 +137,7 @@ class Reporter:
             "foreign": {sender["source"]: [sender["packets"], sender["bytes"]] for sender in interface["foreign"]},
             "drops": drops, "queue_drops": _queue_drops(interface),
         }
-        attached_at = _seconds(interface["attached_at"])
+        attached_at = seconds(interface["attached_at"])
         if begin:
             duration = since_boot - begin["since_boot"]
         else:
@@ -152,9 +152,10 @@ class Reporter:
             begin = {"sessions": {}, "drops": begin["drops"]}
         queue_drops = None
         if end["queue_drops"] is not None:
+            told = begin.get("queue_drops") or 0
             # Frames that waited when the last report was made, and have arrived since, were in it.
-            end["queue_drops"] = max(end["queue_drops"], begin.get("queue_drops") or 0)
-            queue_drops = end["queue_drops"] - (begin.get("queue_drops") or 0)
+            end["queue_drops"] = max(end["queue_drops"], told)
+            queue_drops = end["queue_drops"] - told
         sequence = self._next_sequence(now)
         text = events.encode(events.REPORT_TOPIC, events.REPORT, events.vector([
             events.count(events.VERSION), events.count(sequence), events.timestamp(now), events.string(self._host),
@@ -213,7 +214,7 @@ def _sessions(sessions: list[Snapshot], begin: dict[str, list[int]]) -> list[eve
         if sent[0]:
             values.append(events.vector([
                 events.address(session["source"]), events.udp_port(session["source_port"]),
-                events.count(sent[0]), events.count(sent[1]), events.timestamp(_seconds(session["last_seen"]))]))
+                events.count(sent[0]), events.count(sent[1]), events.timestamp(seconds(session["last_seen"]))]))
     return values
 
 
@@ -243,7 +244,8 @@ def host_drops() -> dict[str, int]:
     return drops
 
 
-def _seconds(rfc3339: str) -> float:
+def seconds(rfc3339: str) -> float:
+    """Since 1970, of a time as stats.snapshot() gives it."""
     return datetime.fromisoformat(rfc3339.replace("Z", "+00:00")).astimezone(timezone.utc).timestamp()
 
 
