@@ -52,6 +52,13 @@ def change(name: str, **what: object) -> None:
         route.link("set", index=route.link_lookup(ifname=name)[0], **what)
 
 
+def rename(name: str) -> None:
+    """Gives the sensor's interface another name, for which it must be down before Linux 6.2."""
+    change(SENSOR, state="down")
+    change(SENSOR, ifname=name)
+    change(name, state="up")
+
+
 def decapsulates(cable, packets: int = 50) -> bool:
     with FanoutWorkers(cable, 2, operator.attrgetter("mirrored")) as workers:
         lab.mirror(cable, synthetic(flows=10, packets=packets), workers)
@@ -113,9 +120,7 @@ def test_an_interface_with_a_new_name(cable):
     before = everything()
     attachment.attach(SENSOR, DEFAULT)
     assert decapsulates(cable)
-    change(SENSOR, state="down")
-    change(SENSOR, ifname="new0")
-    change("new0", state="up")
+    rename("new0")
     assert counted("new0") == 50
     assert "already attached" in attachment.attach("new0", DEFAULT)[0]
     attachment.detach("new0")
@@ -132,9 +137,7 @@ def test_a_new_name_between_a_killed_attach_and_the_next(cable, monkeypatch):
         attachment.attach(SENSOR, DEFAULT)
     monkeypatch.undo()
     assert everything() != before
-    change(SENSOR, state="down")
-    change(SENSOR, ifname="new0")
-    change("new0", state="up")
+    rename("new0")
     assert "killed half-way" in attachment.detach("new0")[0]
     assert everything("new0") == before
 

@@ -493,6 +493,11 @@ def test_a_refusal_is_told(ends: Path, said: Callable[[], list[str]], answer: st
 REFUSAL = '{"type": "error", "code": "deserialization_failed", "context": "failed to create Zeek event"}'
 
 
+def reports_only(other: str | None) -> Callable[[str], str | None]:
+    """Zeek's answers: each report is acknowledged; anything else gets `other`."""
+    return lambda text: acknowledgement(text) if events.REPORT in text else other
+
+
 class WithSenders(Growing):
     """Each reading has one foreign packet more as well."""
 
@@ -505,7 +510,7 @@ def test_foreign_senders_come_before_their_report(ends: Path) -> None:
     async def scenario() -> None:
         reporter = WithSenders(ends)
         async with Zeek() as zeek:
-            zeek.answers = lambda text: acknowledgement(text) if events.REPORT in text else None
+            zeek.answers = reports_only(None)
             async with publishing(reporter, WebSocket("127.0.0.1", zeek.port)):
                 await until(lambda: len(reporter.acknowledged) >= 3)
             assert zeek.received == [text for message in reporter.made for text in (message.senders, message.text)]
@@ -517,7 +522,7 @@ def test_a_zeek_that_knows_no_foreign_senders_gets_every_report(ends: Path, said
     async def scenario() -> None:
         reporter = WithSenders(ends)
         async with Zeek() as zeek:
-            zeek.answers = lambda text: acknowledgement(text) if events.REPORT in text else REFUSAL
+            zeek.answers = reports_only(REFUSAL)
             async with publishing(reporter, WebSocket("127.0.0.1", zeek.port)):
                 await until(lambda: len(reporter.acknowledged) >= 3)
                 assert zeek.received == [reporter.made[0].senders, *(message.text for message in reporter.acknowledged)]
@@ -526,7 +531,7 @@ def test_a_zeek_that_knows_no_foreign_senders_gets_every_report(ends: Path, said
                 # The next one may be newer.
                 await zeek.__aexit__()
                 async with Zeek(zeek.port) as newer:
-                    newer.answers = lambda text: acknowledgement(text) if events.REPORT in text else None
+                    newer.answers = reports_only(None)
                     await until(lambda: events.FOREIGN_SENDERS in "".join(newer.received))
     asyncio.run(scenario())
 

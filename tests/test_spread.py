@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 from frames import ETHER, MACS, ip, udp, wrap
+from program import XDP_PASS, XDP_REDIRECT, Program
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
@@ -32,7 +33,6 @@ from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
 
 from xdp_erm_py import attachment, bpf, compiler, config, generate, lab, rps, spread, stats
-from xdp_erm_py.attachment import descriptor
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.lab import cable as cables
@@ -43,7 +43,6 @@ from xdp_erm_py.links import Link, Links
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 TIMEOUT = 60  # seconds
-XDP_PASS, XDP_REDIRECT = 2, 4
 CPUS = tuple(sorted(os.sched_getaffinity(0)))[:2]
 CPUMAP = InterfaceConfig(spread="cpumap", spread_cpus=CPUS)
 RPS = InterfaceConfig(spread="rps", spread_cpus=CPUS)
@@ -60,18 +59,15 @@ class Steering:
     """The program with two CPUs to hand frames to, in test runs: it decides, and no frame goes anywhere."""
 
     def __init__(self, settings: InterfaceConfig, empty: bool = False) -> None:
-        with contextlib.ExitStack() as stack:
-            compiled = stack.enter_context(compiler.Compiled(settings, compiler.Variant(CPUS)))
-            # With the map of queues given, it is not filled.
-            carried = {"cpus": compiled.maps["cpus"]} if empty else {}
-            self._program = stack.enter_context(descriptor(compiled.load(carried)))
-            self._steered = stack.enter_context(bpf.Map(os.dup(compiled.maps["steered"])))
-            self._stack = stack.pop_all()
+        self._program = Program(settings, variant=compiler.Variant(CPUS))
+        if empty:
+            for cpu in CPUS:  # a queue of no frames is none
+                self._program.maps["cpus"].update(struct.pack("=I", cpu), struct.pack("=Ii", 0, 0))
 
     def run(self, frame: Packet | bytes) -> tuple[int, int | None]:
         """What the program says, and the CPU it has counted the frame for."""
         before = self._counted()
-        action, _ = bpf.test_run(self._program, bytes(frame))
+        action, _ = bpf.test_run(self._program.fd, bytes(frame))
         moved = [cpu for cpu, (then, now) in enumerate(zip(before, self._counted())) if now > then]
         assert len(moved) <= 1
         return action, moved[0] if moved else None
@@ -82,11 +78,12 @@ class Steering:
         return cpu
 
     def _counted(self) -> list[int]:
-        return [sum(struct.unpack("=Q", value)[0] for value in self._steered.lookup(struct.pack("=I", cpu)))
+        steered = self._program.maps["steered"]
+        return [sum(struct.unpack("=Q", value)[0] for value in steered.lookup(struct.pack("=I", cpu)))
                 for cpu in range(bpf.possible_cpus())]
 
     def close(self) -> None:
-        self._stack.close()
+        self._program.__exit__()
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from xdp_erm_py.links import Links
 
 from .books import SECONDS, Books, Counts, settled
 from .faults import FAULTS, Fault
-from .wire import Wire, running
-from .zeek import Zeek, serving
+from .wire import Wire
+from .zeek import Zeek
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[2] / "bin" / "xdp-erm")]
 INTERVAL = 0.2  # seconds between reports
@@ -294,13 +294,22 @@ def interface(name: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
+def running(part: Wire | Zeek) -> Iterator[None]:
+    part.start()
+    try:
+        yield
+    finally:
+        part.end()
+
+
+@contextlib.contextmanager
 def soaking(seed: int) -> Iterator[Soak]:
     cpus = tuple(sorted(os.sched_getaffinity(0)))[:2]
     with tempfile.TemporaryDirectory(prefix="xdp-erm-soak-") as directory, Cable() as cable, cable.sensor.entered():
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=SECONDS)
-        wire = Wire(seed)
+        wire, zeek = Wire(seed), Zeek(cable.sensor)
         wire.plug(cable, SENSOR_INTERFACE)
-        with serving(Zeek(cable.sensor)) as zeek, running(wire):
+        with running(zeek), running(wire):
             yield Soak(cable, zeek, wire, Path(directory), seed, cpus)
 
 

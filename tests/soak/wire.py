@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import errno
 import functools
 import itertools
@@ -21,8 +20,16 @@ from scapy.packet import Packet, Raw
 
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE, Cable
-from xdp_erm_py.lab.fanout import AUXDATA, ETH_P_ALL, PACKET_AUXDATA, PACKET_STATISTICS, SO_RCVBUFFORCE, SOL_PACKET
-from xdp_erm_py.reference import decapsulate, insert_vlan_tag
+from xdp_erm_py.lab.fanout import (
+    AUXDATA,
+    ETH_P_ALL,
+    PACKET_AUXDATA,
+    PACKET_STATISTICS,
+    SO_RCVBUFFORCE,
+    SOL_PACKET,
+    with_vlan_tag,
+)
+from xdp_erm_py.reference import decapsulate
 
 FRAMES_A_SECOND = 2000
 BURST = 20
@@ -172,8 +179,7 @@ class Wire(threading.Thread):
                     continue  # said once, when the interface goes down
                 raise
             if address[2] != socket.PACKET_OUTGOING:
-                status, *_, tci, _ = AUXDATA.unpack(control[0][2])
-                self._compare(insert_vlan_tag(frame, tci) if status & 1 << 4 else frame)
+                self._compare(with_vlan_tag(frame, control[0][2]))
         _, dropped = struct.unpack("=II", tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         self.counted["lost by the tap"] += dropped
 
@@ -197,12 +203,3 @@ class Wire(threading.Thread):
 
 def _numbered(frame: bytes, kind: int, number: int) -> bytes:
     return frame.replace(_PLACE, _PLACE[:1] + bytes([kind]) + number.to_bytes(4, "big"))
-
-
-@contextlib.contextmanager
-def running(wire: Wire) -> Iterator[Wire]:
-    wire.start()
-    try:
-        yield wire
-    finally:
-        wire.end()

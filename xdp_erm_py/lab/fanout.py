@@ -140,7 +140,7 @@ class FanoutWorkers:
                 while True:
                     frame, control, _, address = member.recvmsg(MAX_RECEIVE_LEN, socket.CMSG_SPACE(AUXDATA.size))
                     if address[2] != socket.PACKET_OUTGOING:
-                        self._count(worker, _with_vlan_tag(frame, control[0][2]))
+                        self._count(worker, with_vlan_tag(frame, control[0][2]))
         return bool(ready)
 
     def _count(self, worker: int, frame: bytes) -> None:
@@ -204,7 +204,7 @@ def _fanout_member() -> socket.socket:
     return member
 
 
-def _with_vlan_tag(frame: bytes, auxdata: bytes) -> bytes:
+def with_vlan_tag(frame: bytes, auxdata: bytes) -> bytes:
     """Put back the VLAN tag that the kernel took out of a frame, as every capture program does."""
     status, *_, tci, tpid = AUXDATA.unpack(auxdata)
     if not status & TP_STATUS_VLAN_VALID:
