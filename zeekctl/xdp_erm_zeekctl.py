@@ -353,7 +353,8 @@ class XdpErm(ZeekControl.plugin.Plugin):
         for name, (value, flag) in _SWITCHES.items():
             if _BOOLEANS.get(self._setting(node, name).lower()) is value:
                 arguments.append(flag)
-        pinned = [other.pin_cpus for other in self.nodes() if other.addr == node.addr and other.pin_cpus]
+        # A number where there is one, of which 0 is one as well, else an empty string.
+        pinned = [str(other.pin_cpus) for other in self.nodes() if other.addr == node.addr and other.pin_cpus != ""]
         if pinned:
             arguments.append(f"--spread-avoid={','.join(pinned)}")
         return arguments
