@@ -40,12 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _failed(XdpErmError(f"the Python module {error.name} is missing: install {package}"))
     except BrokenPipeError:
-        # The reader of our output has gone. Python would complain of it once more when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return XdpErmError.exit_status
     except OSError as error:
         if error.errno not in _EXHAUSTED:
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard_output()
         where = f"{error.filename}: " if error.filename else ""
         return _failed(XdpErmError(f"{where}{error.strerror}: run it again once there is more"))
     except KeyboardInterrupt:
@@ -54,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # What a process or the machine can have run out of.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT)
+
+
+def _discard_output() -> None:
+    """Nobody takes it any more. Python would complain of that once more when it flushes stdout at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(error: XdpErmError) -> int:
