@@ -48,7 +48,8 @@ def verdict(frame: bytes, config: InterfaceConfig = DEFAULT) -> str:
     result = decapsulate(frame, config)
     assert result.verdict in VERDICTS
     if result.verdict != "decapsulated":
-        assert result == Decapsulation(result.verdict, frame, 0, False, None)
+        foreign = "10.205.0.2" if result.verdict in ("foreign_source", "foreign_target") else None
+        assert result == Decapsulation(result.verdict, frame, 0, False, None, foreign)
     return result.verdict
 
 
