@@ -280,7 +280,7 @@ def test_a_read_only_etc(cable):
 
 def test_no_room_for_temporary_files(cable):
     """The project is reached at another place, as it may itself lie where the room is taken."""
-    full = f"mount --bind {REPOSITORY} /mnt && {FULL.replace('/run', '/tmp')}"
+    full = f"mount --bind {REPOSITORY} /mnt && cd /mnt && {FULL.replace('/run', '/tmp')}"
     command = [word.replace(str(REPOSITORY), "/mnt") for word in COMMAND]
     done = run("unshare", "--mount", "sh", "-c", f'{full} && exec "$@"', "sh", *command, "attach", SENSOR)
     assert (done.returncode, done.stderr) == (0, "")
