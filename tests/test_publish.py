@@ -140,24 +140,76 @@ def test_a_new_publisher_goes_on_where_zeek_was_told_last(ends: Path) -> None:
     unacknowledged, = first.collect()
     readings.now = [reading(70, session=70)]
     time.sleep(0.002)  # sequence numbers of two publishers differ by the milliseconds between them
-    message, = Reporter(HOST, ends, readings).collect()
+    second = Reporter(HOST, ends, readings)
+    assert second.under_way is None
+    message, = second.collect()
     assert Report(message.text).packets == {"decapsulated": 60}
     assert Report(message.text).sessions[0][2] == 60
     assert Report(message.text).seconds < 10
     assert message.sequence > unacknowledged.sequence
 
 
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_a_new_publisher_sends_again_what_may_have_arrived(ends: Path, acknowledged: bool) -> None:
+    """And goes on behind it."""
+    readings = Readings(reading(10, session=10))
+    first = Reporter(HOST, ends, readings)
+    if acknowledged:
+        message, = first.collect()
+        first.send(message)
+        first.acknowledge(message)
+        readings.now = [reading(20, session=20)]
+    message, = first.collect()
+    first.send(message)
+    readings.now = [reading(70, session=70)]
+    second = Reporter(HOST, ends, readings)
+    assert second.under_way == message
+    following, = second.collect()
+    assert Report(following.text).packets == {"decapsulated": 60 - 10 * acknowledged}
+    assert following.sequence > message.sequence
+    second.acknowledge(message)
+    assert Reporter(HOST, ends, readings).under_way is None
+
+
+def test_that_a_program_is_gone_is_sent_again(ends: Path) -> None:
+    readings = Readings(reading(10))
+    first = Reporter(HOST, ends, readings)
+    first.acknowledge(first.collect()[0])
+    readings.now = []
+    gone, = first.collect()
+    first.send(gone)
+    second = Reporter(HOST, ends, readings)
+    assert (second.under_way, second.collect()) == (gone, [])
+
+
+@pytest.mark.parametrize("what, value", [("HOST", "another"), ("VERSION", 0)])
+def test_what_zeek_would_not_acknowledge_is_not_sent_again(ends: Path, monkeypatch: pytest.MonkeyPatch, what: str,
+                                                           value: Any) -> None:
+    with monkeypatch.context() as earlier:
+        if what == "VERSION":
+            earlier.setattr(events, "VERSION", value)
+        first = Reporter(value if what == "HOST" else HOST, ends, Readings(reading(10)))
+        first.send(first.collect()[0])
+    second = Reporter(HOST, ends, Readings(reading(10)))
+    assert second.under_way is None
+    assert Report(second.collect()[0].text).packets == {"decapsulated": 10}
+
+
 def test_ends_of_another_boot_count_for_nothing(ends: Path) -> None:
     readings = Readings(reading(10))
     first = Reporter(HOST, ends, readings)
     first.acknowledge(first.collect()[0])
+    first.send(first.collect()[0])
     kept = json.loads(ends.read_text())
     ends.write_text(json.dumps({**kept, "boot": "another"}))
-    assert Report(Reporter(HOST, ends, readings).collect()[0].text).packets == {"decapsulated": 10}
+    second = Reporter(HOST, ends, readings)
+    assert second.under_way is None
+    assert Report(second.collect()[0].text).packets == {"decapsulated": 10}
 
 
-def test_a_broken_file_of_ends_is_as_none(ends: Path) -> None:
-    ends.write_text("{")
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b""])
+def test_a_broken_file_of_ends_is_as_none(ends: Path, content: bytes) -> None:
+    ends.write_bytes(content)
     assert Report(Reporter(HOST, ends, Readings(reading(10))).collect()[0].text).packets == {"decapsulated": 10}
 
 
@@ -560,21 +612,32 @@ def test_a_refused_connection_is_told(ends: Path, said: Callable[[], list[str]])
     assert "invalid_uri: why" in said()[0]
 
 
-def test_what_is_kept_too_long_is_dropped_and_counted(ends: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      said: Callable[[], list[str]]) -> None:
-    monkeypatch.setattr(publisher_module, "KEEP_SECONDS", 0.5)
+def test_what_is_counted_while_zeek_is_away_for_long_is_in_one_report(
+        ends: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]) -> None:
+    monkeypatch.setattr(publisher_module, "KEEP_SECONDS", 0.3)
 
     async def scenario() -> None:
-        reporter = Growing(ends)
+        counted = 0
+
+        def readings() -> list[dict[str, Any]]:
+            return [reading(counted)]
+
+        reporter = Reporter(HOST, ends, readings)
         port = free_port()
-        async with publishing(reporter, WebSocket("127.0.0.1", port)):
-            await until(lambda: len(reporter.made) >= 30)
+        async with publishing(reporter, WebSocket("127.0.0.1", port), interval=0.02) as publisher:
+            while not publisher._full():
+                counted += 1
+                await asyncio.sleep(0.01)
+            kept = len(publisher._kept)
+            for _ in range(20):
+                counted += 1000
+                await asyncio.sleep(0.02)
+            assert len(publisher._kept) == kept, "it is to grow no more"
             async with Zeek(port) as zeek:
-                await until(lambda: len(said()) >= 2)
-                lost = [message.text for message in reporter.made].index(zeek.received[0])
-        assert 5 < lost < 30
-        assert f"{lost} were older" in said()[1]
+                await until(lambda: sum(packets.get("decapsulated", 0) for packets in zeek.packets) == counted)
+                assert max(packets.get("decapsulated", 0) for packets in zeek.packets) > 19_000
     asyncio.run(scenario())
+    assert ["keeping those of the next 0.005 minutes" in said()[0], "again" in said()[1]] == [True, True]
 
 
 BINDINGS = """

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import websockets
@@ -47,10 +48,16 @@ class Zeek(threading.Thread):
         super().start()
         self._ready.wait()
 
-    def restart(self) -> None:
-        """Connections break, and for a moment nobody is there."""
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Connections break, and nobody is there."""
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(60)
+        yield
         asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(60)
+
+    def restart(self) -> None:
+        with self.away():
+            pass
 
     def end(self) -> None:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(60)
@@ -102,3 +109,12 @@ class Zeek(threading.Thread):
                 self.detached += 1
         return events.encode(events.ACKNOWLEDGEMENT_TOPIC, events.ACKNOWLEDGED, events.string(host),
                              events.string(interface), events.count(sequence))
+
+
+@contextlib.contextmanager
+def serving(zeek: Zeek) -> Iterator[Zeek]:
+    zeek.start()
+    try:
+        yield zeek
+    finally:
+        zeek.end()

@@ -143,8 +143,10 @@ def _only_publisher(path: Path) -> Iterator[None]:
             file.seek(0)
             raise XdpErmError(f"another publisher runs on this host (process {file.read().strip()}, {path})") from None
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        try:
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise XdpErmError(f"--pid-file {path}: {error.strerror}") from None
         try:
             yield
         finally:

@@ -42,9 +42,10 @@ class Publisher:
         self._host = host
         self._interval = interval
         self._kept: collections.deque[_Kept] = collections.deque()
+        if reporter.under_way:
+            self._kept.append(_Kept(time.monotonic(), reporter.under_way))
         self._something_kept = asyncio.Event()
         self._stop = asyncio.Event()
-        self._lost = 0
         self._tell_senders = True
         self._reading_fails = False
 
@@ -57,7 +58,10 @@ class Publisher:
         delivery = asyncio.create_task(self._deliver())
         following = time.monotonic()
         while not self._stop.is_set():
-            self._read()
+            if not self._full():
+                self._read()
+            if delivery.done():
+                await delivery  # raises what nobody has thought of
             following = max(following + self._interval, time.monotonic())
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), following - time.monotonic())
@@ -66,10 +70,15 @@ class Publisher:
         _, unfinished = await asyncio.wait([delivery], timeout=LAST_REPORT_SECONDS)
         for task in unfinished:
             task.cancel()
-        await asyncio.wait([delivery])
+        with contextlib.suppress(asyncio.CancelledError):
+            await delivery
         if self._kept:
             log.warning("%d reports did not reach Zeek; the next publisher's first report has what they counted",
                         len(self._kept))
+
+    def _full(self) -> bool:
+        """Whether Zeek has been away for so long that what is counted from now on waits in the counters."""
+        return bool(self._kept) and self._kept[0].made_at < time.monotonic() - KEEP_SECONDS
 
     def _read(self) -> None:
         try:
@@ -84,9 +93,6 @@ class Publisher:
         self._reading_fails = False
         now = time.monotonic()
         self._kept.extend(_Kept(now, message) for message in messages)
-        while self._kept and self._kept[0].made_at < now - KEEP_SECONDS:
-            self._kept.popleft()
-            self._lost += 1
         if self._kept:
             self._something_kept.set()
 
@@ -100,13 +106,12 @@ class Publisher:
                 self._tell_senders = True
                 while await self._delivered_one(transport):
                     if failures:
-                        lost = f"; {self._lost} were older than {KEEP_SECONDS / 60:g} minutes and are lost"
-                        log.info("reports reach Zeek again, over %s%s", transport.name, lost if self._lost else "")
-                        failures = self._lost = 0
+                        log.info("reports reach Zeek again, over %s", transport.name)
+                        failures = 0
             except ConnectionFailed as error:
                 if failures == 0:
-                    log.warning("reports do not reach Zeek; keeping those of %g minutes and trying again: %s",
-                                KEEP_SECONDS / 60, error)
+                    log.warning("reports do not reach Zeek; keeping those of the next %g minutes, then one for what "
+                                "follows, and trying again: %s", KEEP_SECONDS / 60, error)
                 if self._stop.is_set():
                     return
                 failures += 1
@@ -125,20 +130,27 @@ class Publisher:
             await self._something_kept.wait()
             if not self._kept:
                 return False
-        kept = self._kept[0]
-        senders = kept.message.senders if self._tell_senders else None
+        message = self._kept[0].message
+        try:
+            self._reporter.send(message)
+        except OSError as error:
+            raise ConnectionFailed(f"it cannot be written down that they were sent: {error}") from None
+        senders = message.senders if self._tell_senders else None
         if senders:
             await transport.send(senders)
-        await transport.send(kept.message.text)
+        await transport.send(message.text)
         try:
-            await asyncio.wait_for(self._acknowledgement(transport, kept.message, senders is not None),
+            await asyncio.wait_for(self._acknowledgement(transport, message, senders is not None),
                                    ACKNOWLEDGEMENT_SECONDS)
         except asyncio.TimeoutError:
             raise ConnectionFailed(f"{transport.name}: no acknowledgement in {ACKNOWLEDGEMENT_SECONDS:g} s: check that "
                                    "the manager runs and loads the xdp-erm package") from None
-        self._reporter.acknowledge(kept.message)
-        if self._kept and self._kept[0] is kept:  # it may have become too old meanwhile
-            self._kept.popleft()
+        self._kept.popleft()
+        try:
+            self._reporter.acknowledge(message)
+        except OSError as error:
+            # Should we end now, the next publisher sends it again, which Zeek does not mind.
+            log.warning("it cannot be written down that Zeek has a report: %s", error)
         return True
 
     async def _acknowledgement(self, transport: Transport, message: Message, senders: bool) -> None:

@@ -3,6 +3,9 @@
 An interval begins where the last report that Zeek acknowledged ended, also one of an earlier publisher: the ends are
 kept in a file. So nothing is counted twice, and what passed while no publisher ran is in the next report, whose
 interval is as long as that took. Where an interface has no such report, its interval begins when XDP was attached.
+
+The file also has the message that is under way. Nobody can know whether a publisher that was killed has brought it to
+Zeek, so the next one sends it once more, and Zeek knows it by its number.
 """
 
 from __future__ import annotations
@@ -43,26 +46,25 @@ class Message(NamedTuple):
              senders: str | None = None) -> Message:
         return cls(interface, sequence, zlib.compress(json.dumps([text, end, senders]).encode()))
 
+    def unpack(self) -> tuple[str, int, str, dict[str, Any] | None, str | None]:
+        """What it was packed from."""
+        text, end, senders = json.loads(zlib.decompress(self.packed))
+        return self.interface, self.sequence, text, end, senders
+
     @property
     def text(self) -> str:
         """The message itself."""
-        text: str = self._unpack()[0]
-        return text
+        return self.unpack()[2]
 
     @property
     def end(self) -> dict[str, Any] | None:
         """Where the next interval begins; None: the program is gone."""
-        end: dict[str, Any] | None = self._unpack()[1]
-        return end
+        return self.unpack()[3]
 
     @property
     def senders(self) -> str | None:
         """The message about foreign senders that goes before it, for Zeek packages that know such; None: nobody."""
-        senders: str | None = self._unpack()[2]
-        return senders
-
-    def _unpack(self) -> Any:
-        return json.loads(zlib.decompress(self.packed))
+        return self.unpack()[4]
 
 
 class Reporter:
@@ -74,9 +76,14 @@ class Reporter:
         self._snapshot = snapshot
         self._acknowledged: dict[str, dict[str, Any]] = {}
         self._sequence = 0
+        self._kind = [events.VERSION, host]
+        #: At first the message that an earlier publisher was about to bring to Zeek, and may have brought.
+        self.under_way: Message | None = None
         self._read()
         # Ends of reports that were made, acknowledged or not.
         self._made = dict(self._acknowledged)
+        if self.under_way:
+            _remember(self._made, self.under_way)
 
     def _read(self) -> None:
         try:
@@ -84,14 +91,19 @@ class Reporter:
         except FileNotFoundError:
             return
         except ValueError:
-            kept = {}
+            kept = None
         # Times since boot mean nothing in another boot, and neither do counters.
-        if kept.get("boot") == _boot_id():
+        if isinstance(kept, dict) and kept.get("boot") == _boot_id():
             self._acknowledged = kept["interfaces"]
             self._sequence = kept["sequence"]
+            under_way = kept.get("under_way")
+            # What is for an earlier version of Zeek's scripts, or under another name, would never be acknowledged.
+            if under_way and under_way["of"] == self._kind:
+                self.under_way = Message.pack(*under_way["message"])
 
-    def _write(self) -> None:
-        kept = {"boot": _boot_id(), "sequence": self._sequence, "interfaces": self._acknowledged}
+    def _write(self, under_way: Message | None) -> None:
+        kept = {"boot": _boot_id(), "sequence": self._sequence, "interfaces": self._acknowledged,
+                "under_way": under_way and {"of": self._kind, "message": under_way.unpack()}}
         new = self._path.with_name(self._path.name + ".new")
         new.write_text(json.dumps(kept))
         os.replace(new, self._path)
@@ -111,14 +123,17 @@ class Reporter:
         # In this order: where an interface has a new name, Zeek has what it counted before its old name is gone.
         return messages + [self._detached(name, now) for name in list(self._made) if name not in attached]
 
+    def send(self, message: Message) -> None:
+        """To be called before a message is sent. OSError: the file cannot be written, so it must not be sent."""
+        if self.under_way != message:
+            self._write(message)
+            self.under_way = message
+
     def acknowledge(self, message: Message) -> None:
-        """Remembers that Zeek has this message and will not need it again."""
-        end = message.end
-        if end is None:
-            self._acknowledged.pop(message.interface, None)
-        else:
-            self._acknowledged[message.interface] = end
-        self._write()
+        """Remembers that Zeek has this message and will not need it again. OSError: it is remembered here only."""
+        _remember(self._acknowledged, message)
+        self.under_way = None
+        self._write(None)
 
     def _next_sequence(self, now: float) -> int:
         # The time, so that it also grows over a publisher that lost its file.
@@ -192,6 +207,15 @@ class Reporter:
             events.timestamp(now), events.string(self._host), events.string(name),
             events.boolean(name in host_drops()))
         return Message.pack(name, sequence, text, None)
+
+
+def _remember(ends: dict[str, dict[str, Any]], message: Message) -> None:
+    """Where the message's interface has been told of up to, once Zeek has it."""
+    end = message.end
+    if end is None:
+        ends.pop(message.interface, None)
+    else:
+        ends[message.interface] = end
 
 
 def _attachment(interface: Snapshot) -> tuple[int, str]:

@@ -21,6 +21,8 @@ CLOSE_SECONDS = 2.0
 
 #: More than any message that Zeek sends us.
 _MESSAGE_BYTES = 1 << 16
+#: What Zeek may leave unread besides a message of ours.
+_UNREAD_BYTES = 1 << 20
 
 
 class ConnectionFailed(Exception):
@@ -62,6 +64,9 @@ class WebSocket:
             self._connection = await websockets.connect(
                 f"{self.name}/v1/messages/json", sock=connected, open_timeout=OPEN_SECONDS,
                 close_timeout=CLOSE_SECONDS, compression=None, max_size=_MESSAGE_BYTES)
+            # Who sends pings and does not read the answers would fill our memory with them.
+            self._connection.transport.set_write_buffer_limits(_UNREAD_BYTES)
+            self._connection.pause_writing = self._connection.transport.abort
             await self._connection.send(json.dumps([events.ACKNOWLEDGEMENT_TOPIC]))
             answer = await asyncio.wait_for(self._connection.recv(), OPEN_SECONDS)
             complaint = events.refusal(answer)
@@ -70,6 +75,7 @@ class WebSocket:
 
     async def send(self, message: str) -> None:
         with self._failures():
+            self._connection.transport.set_write_buffer_limits(len(message) + _UNREAD_BYTES)
             await self._connection.send(message)
 
     async def receive(self) -> str:
@@ -80,7 +86,9 @@ class WebSocket:
     async def close(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(ConnectionFailed), self._failures():
-                await self._connection.close()
+                # Its own timeout begins only when what was to be sent before is sent.
+                await asyncio.wait_for(self._connection.close(), CLOSE_SECONDS)
+            self._connection.transport.abort()
             self._connection = None
 
     @contextlib.contextmanager
@@ -119,9 +127,12 @@ class Broker:
     async def open(self) -> None:
         package = Path(__file__).resolve().parents[2]  # a directory, or the .pyz we run from
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(package), str(self._bindings)]))
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "xdp_erm_py.publish.broker_bridge", *self._arguments, env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "xdp_erm_py.publish.broker_bridge", *self._arguments, env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        except OSError as error:
+            raise ConnectionFailed(f"{self.name}: {error}") from error
         try:
             await asyncio.wait_for(self.receive(), OPEN_SECONDS)
         except asyncio.TimeoutError:
@@ -138,7 +149,10 @@ class Broker:
 
     async def receive(self) -> str:
         assert self._process is not None and self._process.stdout is not None and self._process.stderr is not None
-        line = await self._process.stdout.readline()
+        try:
+            line = await self._process.stdout.readline()
+        except ValueError as error:  # longer than asyncio's limit
+            raise ConnectionFailed(f"{self.name}: {error}") from error
         if not line:
             said = (await self._process.stderr.read()).decode(errors="replace").strip().splitlines()
             raise ConnectionFailed(f"{self.name}: {said[-1] if said else 'the process with the bindings ended'}")

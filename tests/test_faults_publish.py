@@ -1,0 +1,325 @@
+"""What happens to the publisher, its files and whoever answers it. Nothing is lost or counted twice."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from soak.zeek import Zeek, serving
+from test_publish import ATTACHED_AT, HOST, reading
+
+from xdp_erm_py.lab.namespace import Namespace
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TIMEOUT = 20  # seconds
+LOGGED_AT = ATTACHED_AT.replace("Z", ".000")
+
+# Publishes what stands in a file; `prelude` may change the rest.
+PUBLISH = """
+import importlib, json, os, signal, sys
+from pathlib import Path
+from xdp_erm_py import stats
+from xdp_erm_py.cli import main
+from xdp_erm_py.publish import publisher, transports
+_, file, prelude, *command = sys.argv
+stats.snapshot = lambda: json.loads(Path(file).read_text())
+publisher.FIRST_BACKOFF_SECONDS = publisher.LONGEST_BACKOFF_SECONDS = 0.05
+exec(prelude)
+sys.exit(main(command))
+"""
+
+# Is killed before or after the nth call of a function.
+KILLED = """
+owner = importlib.import_module("xdp_erm_py.publish.{module}")
+for name in filter(None, "{owner}".split(".")):
+    owner = getattr(owner, name)
+original, calls = owner.{step}, 0
+
+def killed(*arguments, **keywords):
+    global calls
+    calls += 1
+    if calls == {number} and "{when}" == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(*arguments, **keywords)
+    if calls == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+owner.{step} = killed
+"""
+
+
+class Publishing:
+    """A place where publishers run one after the other, and what they read counts up."""
+
+    def __init__(self, namespace: Namespace, directory: Path) -> None:
+        self.namespace, self.directory = namespace, directory
+        self.zeek = Zeek(namespace)
+        self.counted = 0
+        self.processes: list[subprocess.Popen[str]] = []
+        self.count(10)
+
+    def count(self, packets: int) -> None:
+        self.counted += packets
+        new = self.directory / "readings.new"
+        new.write_text(json.dumps([reading(self.counted)]))
+        new.replace(self.directory / "readings")
+
+    def start(self, prelude: str = "", pid_file: Path | None = None, wrapper: tuple[str, ...] = ()) -> Any:
+        with self.namespace.entered():
+            process = subprocess.Popen(
+                [*wrapper, sys.executable, "-c", PUBLISH, str(self.directory / "readings"), prelude, "publish",
+                 "--interval=0.1", f"--host-name={HOST}", f"--websocket=127.0.0.1:{self.zeek.port}",
+                 f"--pid-file={pid_file or self.directory / 'pid'}"],
+                cwd=REPOSITORY, stderr=(self.directory / "log").open("a"), text=True)
+        self.processes.append(process)
+        return process
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "log").read_text()
+
+    @property
+    def logged(self) -> int:
+        """Packets that Zeek has been told of."""
+        return self.zeek.logged[LOGGED_AT]["decapsulated", 0]
+
+    def until(self, condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+        """Counting on meanwhile; `process` must not end."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {TIMEOUT} s in vain; {self.log}"
+            assert process is None or process.poll() is None, self.log
+            self.count(1)
+            time.sleep(0.01)
+
+    def finish(self, process: Any) -> None:
+        """The publisher's end, and what was told then."""
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == 0, self.log
+        assert self.logged == self.counted, self.log
+        assert "Traceback" not in self.log
+        assert not list(self.directory.glob("*.new"))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Publishing]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    namespace = Namespace()
+    try:
+        with namespace.entered():
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=TIMEOUT)
+        place = Publishing(namespace, tmp_path)
+        with serving(place.zeek):
+            yield place
+        for process in place.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait(TIMEOUT)
+    finally:
+        namespace.close()
+
+
+def resident(process: Any, field: str = "VmHWM") -> int:
+    """KiB, the most that it ever was."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1])  # type: ignore[index]
+
+
+# Killed
+
+STEPS = [("reports", "Reporter", "collect"), ("reports", "Reporter", "send"), ("reports", "Reporter", "_write"),
+         ("reports", "os", "replace"), ("transports", "WebSocket", "send"), ("transports", "WebSocket", "receive"),
+         ("reports", "Reporter", "acknowledge")]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("module, owner, step", STEPS, ids=[step for *_, step in STEPS])
+def test_killed_at_any_step(place: Publishing, module: str, owner: str, step: str, when: str, number: int) -> None:
+    process = place.start(KILLED.format(module=module, owner=owner, step=step, when=when, number=number))
+    place.until(lambda: process.poll() is not None)
+    assert process.returncode == -signal.SIGKILL, place.log
+    before = place.zeek.reports
+    place.count(100)
+    process = place.start()
+    place.until(lambda: place.zeek.reports >= before + 2, process)
+    place.finish(process)
+
+
+def test_killed_again_and_again(place: Publishing) -> None:
+    for milliseconds in range(0, 100, 10):
+        before = place.zeek.reports
+        process = place.start()
+        place.until(lambda: place.zeek.reports > before, process)  # noqa: B023
+        time.sleep(milliseconds / 1000)
+        process.kill()
+        process.wait(TIMEOUT)
+    before = place.zeek.reports
+    process = place.start()
+    place.until(lambda: place.zeek.reports > before, process)
+    place.finish(process)
+
+
+# What the machine has run out of
+
+def on_a_small_disk(disk: Path, prepare: str = "true") -> tuple[str, ...]:
+    """For a process that has one at `disk`, of 64 KiB."""
+    disk.mkdir()
+    return ("unshare", "--mount", "sh", "-c",
+            f'mount -t tmpfs -o size=64k disk {disk} && (cd {disk}; {prepare}) && exec "$@"', "sh")
+
+
+FILL = "dd if=/dev/zero of=fill bs=4k 2>&-; true"
+
+
+def test_a_disk_that_is_full_for_a_while(place: Publishing) -> None:
+    disk = place.directory / "disk"
+    process = place.start(pid_file=disk / "pid", wrapper=on_a_small_disk(disk))
+
+    def there(command: str) -> None:
+        subprocess.run(["nsenter", f"--target={process.pid}", "--mount", "sh", "-c", f"cd {disk}; {command}"],
+                       check=True, timeout=TIMEOUT)
+
+    place.until(lambda: place.zeek.reports >= 2, process)
+    there(FILL)
+    place.until(lambda: "it cannot be written down that they were sent: [Errno 28] No space left on device" in
+                place.log, process)
+    told = place.zeek.reports
+    place.count(1000)
+    time.sleep(0.5)
+    assert place.zeek.reports == told
+    there("rm fill")
+    place.until(lambda: place.zeek.reports >= told + 2, process)
+    place.finish(process)
+
+
+@pytest.mark.parametrize("prepare, reason", [
+    (FILL, "No space left on device"), ("mount -o remount,ro .", "Read-only file system")], ids=["full", "read-only"])
+def test_a_disk_that_takes_no_pid_file(place: Publishing, prepare: str, reason: str) -> None:
+    disk = place.directory / "disk"
+    process = place.start(pid_file=disk / "pid", wrapper=on_a_small_disk(disk, prepare))
+    assert process.wait(TIMEOUT) == 1
+    assert place.log == f"xdp-erm: --pid-file {disk / 'pid'}: {reason}\n"
+
+
+def test_no_descriptors_for_a_while(place: Publishing) -> None:
+    """Neither for readings nor for connections."""
+    process = place.start()
+    place.until(lambda: place.zeek.reports >= 2, process)
+    place.zeek.mood = "frozen"
+    place.until(lambda: json.loads((place.directory / "pid.json").read_text())["under_way"], process)
+    limit = ["prlimit", f"--pid={process.pid}"]
+    subprocess.run([*limit, "--nofile=3:"], check=True, timeout=TIMEOUT)
+    with place.zeek.away():
+        place.until(lambda: "cannot read the counters" in place.log, process)
+        place.until(lambda: "Zeek; keeping" in place.log, process)
+        time.sleep(0.3)
+    told, place.zeek.mood = place.zeek.reports, "ok"
+    subprocess.run([*limit, "--nofile=1024:"], check=True, timeout=TIMEOUT)
+    place.until(lambda: place.zeek.reports >= told + 3, process)
+    place.finish(process)
+
+
+# Who answers
+
+HANDSHAKE = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+WELCOME = b'{"type": "ack", "endpoint": "e", "version": "8.0.8"}'
+
+
+def shaken(request: bytes) -> bytes:
+    """The answer to a request for a WebSocket."""
+    key = re.search(rb"(?i)sec-websocket-key: (\S+)", request)[1]  # type: ignore[index]
+    digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    return HANDSHAKE.encode() + base64.b64encode(digest) + b"\r\n\r\n"
+
+
+def frame(code: int, payload: bytes, final: bool = True) -> bytes:
+    assert len(payload) < 1 << 16
+    return bytes([code | final << 7, 126]) + len(payload).to_bytes(2, "big") + payload
+
+
+def welcome(request: bytes) -> bytes:
+    return shaken(request) + frame(1, WELCOME)
+
+
+# What each says after the request, and then again and again.
+PEERS: dict[str, tuple[Callable[[bytes], bytes], bytes]] = {
+    "nothing": (lambda _: b"", b""),
+    "nothing after the handshake": (shaken, b""),
+    "nothing after the welcome": (welcome, b""),
+    "garbage": (lambda _: bytes(range(256)), b""),
+    "an endless line": (lambda _: b"HTTP/1.1 101 ", b"A" * 4096),
+    "endless headers": (lambda _: b"HTTP/1.1 101 Switching Protocols\r\n", b"X-Header: 1\r\n" * 100),
+    "an endless message": (lambda request: shaken(request) + b"\x81\x7f" + (1 << 40).to_bytes(8, "big"), b"A" * 4096),
+    "endless pieces": (lambda request: shaken(request) + frame(1, b"A", False), frame(0, b"A" * 64, False)),
+    "endless pings": (shaken, frame(9, b"A" * 100) * 100),
+    "endless pings after the welcome": (welcome, frame(9, b"A" * 100) * 100),
+    "endless messages": (welcome, frame(1, WELCOME) * 100),
+    "endless garbage": (welcome, frame(1, b"[" * 60000)),
+}
+
+
+class Peer(threading.Thread):
+    """Somebody on Zeek's port."""
+
+    def __init__(self, namespace: Namespace, port: int, first: Callable[[bytes], bytes], then: bytes) -> None:
+        super().__init__(daemon=True)
+        with namespace.entered():
+            self._server = socket.create_server(("127.0.0.1", port))
+        self._first, self._then = first, then
+        self.connections = self.sent = 0
+
+    def run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            self.connections += 1
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(TIMEOUT)
+                connection.sendall(self._first(connection.recv(4096)))
+                while self._then:
+                    connection.sendall(self._then)
+                    self.sent += len(self._then)
+                while connection.recv(4096):
+                    pass
+
+    def __enter__(self) -> Peer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.join(TIMEOUT)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_that_says(place: Publishing, name: str) -> None:
+    process = place.start("publisher.ACKNOWLEDGEMENT_SECONDS = transports.OPEN_SECONDS = 0.4\n"
+                          "transports.CLOSE_SECONDS = 0.1")
+    place.until(lambda: place.zeek.reports >= 2, process)
+    before, told = resident(process), place.zeek.reports
+    with place.zeek.away(), Peer(place.namespace, place.zeek.port, *PEERS[name]) as peer:
+        place.until(lambda: peer.connections >= 4, process)
+    place.until(lambda: place.zeek.reports >= told + 3, process)
+    # The reports that wait are among it.
+    assert resident(process) - before < 8 * 1024, f"KiB more, after {peer.sent} bytes"
+    place.finish(process)
