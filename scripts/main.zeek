@@ -227,8 +227,13 @@ function accept(version: count, host: string, iface: string, sequence: count): b
 
 	Cluster::publish(acknowledgement_topic, acknowledged, host, iface, sequence);
 
-	if ( [host, iface] in last_sequence && sequence <= last_sequence[host, iface] )
-		return F;
+	# Numbers are milliseconds. One far below is not an old report: the host's clock was set back while nothing reported.
+	if ( [host, iface] in last_sequence )
+		{
+		local last = last_sequence[host, iface];
+		if ( sequence <= last && last - sequence < 3600000 )
+			return F;
+		}
 
 	last_sequence[host, iface] = sequence;
 	return T;

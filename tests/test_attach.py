@@ -336,14 +336,15 @@ def test_swaps_under_traffic(cable, mode):
 def test_a_changed_mode_keeps_the_counters(cable):
     packets = list(synthetic(flows=20, packets=100))
     attachment.attach(SENSOR, NATIVE)
-    since = stats.snapshot(SENSOR)[0]["attached_at"]
+    since = [stats.snapshot(SENSOR)[0][name] for name in ("attached_at", "since_boot")]
+    assert 0 < time.clock_gettime(time.CLOCK_BOOTTIME) - since[1] < TIMEOUT
     for number, (before, config) in enumerate([("native", GENERIC), ("generic", NATIVE), ("native", GENERIC)], 1):
         assert mirror(cable, packets).identical == 100
         assert attachment.attach(SENSOR, config) == [
             f"{SENSOR}: the kernel allows no two programs, so there was none for a moment while the mode changed from "
             f"{before}", f"{SENSOR}: attached ({config.mode}, program {link().program_id})"]
         interface, = stats.snapshot(SENSOR)
-        assert (interface["mode"], interface["attached_at"]) == (config.mode, since)
+        assert [interface[name] for name in ("mode", "attached_at", "since_boot")] == [config.mode, *since]
         assert interface["counters"]["decapsulated"] == {
             "packets": 100 * number, "bytes": sum(len(packet.sent) for packet in packets) * number}
         assert sum(session["packets"] for session in interface["sessions"]) == 100 * number

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -31,7 +32,7 @@ from xdp_erm_py.publish import events
 from xdp_erm_py.publish import publisher as publisher_module
 from xdp_erm_py.publish.publisher import Publisher
 from xdp_erm_py.publish.reports import Message, Reporter, host_drops
-from xdp_erm_py.publish.transports import ConnectionFailed, WebSocket
+from xdp_erm_py.publish.transports import Broker, ConnectionFailed, WebSocket
 
 ATTACHED_AT = "2023-11-14T22:13:20Z"
 HOST = "sensor"
@@ -299,6 +300,29 @@ def test_sequence_grows_when_the_clock_goes_back(ends: Path, monkeypatch: pytest
     second, = reporter.collect()
     assert second.sequence > first.sequence
     assert Report(second.text)["ts"] == "2023-11-14T22:13:20.000"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_clock_that_is_set_changes_no_interval(ends: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
+    """Back, far ahead, and back again; first of all between the attachment and its first report."""
+    wall, boot = 1_700_000_000.0, 1000.0
+    monkeypatch.setattr(publish.reports, "time", types.SimpleNamespace(
+        time=lambda: wall, clock_gettime=lambda _: boot, CLOCK_BOOTTIME=time.CLOCK_BOOTTIME))
+    readings = Readings()
+    reporter, messages = Reporter(HOST, ends, readings), []
+    for number, step in enumerate((-7200, 0, 3600, -3600, 10 * 365 * 86400, -10 * 365 * 86400, 0), 1):
+        boot += 10
+        wall += 10 + step
+        readings.now = [{**reading(7 * number, session=7 * number), "since_boot": 1000.0}]
+        if restarted:
+            reporter = Reporter(HOST, ends, readings)
+        message, = reporter.collect()
+        reporter.acknowledge(message)
+        messages.append(message)
+    for message in messages:
+        report = Report(message.text)
+        assert (report.seconds, report.packets, report.sessions[0][2]) == (10, {"decapsulated": 7}, 7)
+    assert all(after.sequence > before.sequence for before, after in zip(messages, messages[1:]))
 
 
 def test_host_drops_are_those_of_the_interval(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -703,6 +727,77 @@ def test_another_transport_takes_over(ends: Path) -> None:
         async with Zeek() as zeek, publishing(Growing(ends), dead, WebSocket("127.0.0.1", zeek.port)):
             await until(lambda: len(zeek.received) >= 3)
         assert dead.attempts == 1
+    asyncio.run(scenario())
+
+
+def test_a_broker_that_cannot_be_started_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    with pytest.raises(ConnectionFailed, match="No such file or directory"):
+        asyncio.run(Broker("127.0.0.1", 1, Path("/nonexistent")).open())
+
+
+def test_an_endless_line_of_broker_has_failed() -> None:
+    async def receive() -> None:
+        broker = Broker("127.0.0.1", 1, Path("/nonexistent"))
+        broker._process = await asyncio.create_subprocess_exec("cat", "/dev/zero", stdout=subprocess.PIPE,
+                                                               stderr=subprocess.PIPE)
+        try:
+            with pytest.raises(ConnectionFailed, match="limit"):
+                await broker.receive()
+        finally:
+            await broker.close()
+    asyncio.run(asyncio.wait_for(receive(), 20))
+
+
+def test_what_nobody_has_thought_of_ends_the_publisher(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is seen and restarted; one that reads and never delivers is worse."""
+    def fails(message: Message) -> None:
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        reporter = Growing(ends)
+        monkeypatch.setattr(reporter, "acknowledge", fails)
+        async with Zeek() as zeek:
+            await asyncio.wait_for(Publisher(reporter, [WebSocket("127.0.0.1", zeek.port)], HOST, 0.02).run(), 20)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(scenario())
+
+
+def test_an_hour_without_zeek(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report every 10 s, with as many sessions as there can be at one CPU. Memory is bounded, nothing is lost."""
+    clock = types.SimpleNamespace(now=1e6, monotonic=lambda: clock.now)
+    monkeypatch.setattr(publisher_module, "time", clock)
+    packets = 0
+
+    def readings() -> list[dict[str, Any]]:
+        interface = reading(packets)
+        interface["sessions"] = [
+            {"source": f"198.51.{number >> 8}.{number & 255}", "source_port": number, "packets": packets + number,
+             "bytes": 100 * packets, "last_seen": "2023-11-14T22:13:21.500Z"} for number in range(1280)]
+        return [interface]
+
+    async def scenario() -> None:
+        nonlocal packets
+        reporter = Reporter(HOST, ends, readings)
+        port = free_port()
+        publisher = Publisher(reporter, [WebSocket("127.0.0.1", port)], HOST, 10)
+        for _ in range(360):
+            packets += 7
+            clock.now += 10
+            if not publisher._full():
+                publisher._read()
+        assert len(publisher._kept) == 61
+        assert sum(len(kept.message.packed) for kept in publisher._kept) < 5 << 20, "bytes"
+        async with Zeek(port) as zeek:
+            running = asyncio.create_task(publisher.run())
+            await until(lambda: len(zeek.received) >= 61)
+            await until(lambda: not publisher._kept)
+            publisher.stop()
+            await asyncio.wait_for(running, 20)
+            assert sum(counted.get("decapsulated", 0) for counted in zeek.packets) == 360 * 7
+            last = Report(zeek.received[-1])
+            assert last.packets == {"decapsulated": (360 - 61) * 7}
+            assert [session[2] for session in last.sessions] == [(360 - 61) * 7] * 1280
     asyncio.run(scenario())
 
 

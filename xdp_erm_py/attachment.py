@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import resource
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
@@ -44,8 +45,8 @@ class Attachment:
 
     link: Link
     state: dict[str, Any]
-    """version, digest, config, attached_at, spread (a spread.Plan), frags (whether it takes frames in several pieces of
-    memory), nic (what was changed for it, see nic.py)"""
+    """version, digest, config, attached_at, since_boot (the same moment in seconds since boot), spread (a spread.Plan),
+    frags (whether it takes frames in several pieces of memory), nic (what was changed for it, see nic.py)"""
     maps: dict[str, int]
     """The program's maps: ids by name."""
 
@@ -131,9 +132,10 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         mode, said = _mode(link, config)
         said = mended + said
         candidates = _candidates(link, current, config, mode)
-        kept = current.state if current else {"attached_at": _now(), "nic": {}}
+        kept = current.state if current else {
+            "attached_at": _now(), "since_boot": time.clock_gettime(time.CLOCK_BOOTTIME), "nic": {}}
         state = {"version": __version__, "config": config.as_dict(), "attached_at": kept["attached_at"],
-                 "nic": kept["nic"], **candidates[0].state}
+                 "since_boot": kept.get("since_boot"), "nic": kept["nic"], **candidates[0].state}
         with contextlib.ExitStack() as opened:
             programs = None
             if not current or (candidates[0].mode, state["digest"]) != (current.mode, current.state["digest"]):

@@ -44,7 +44,8 @@ def describe(attachment: Attachment) -> dict[str, Any]:
     return {
         "name": attachment.link.name, "ifindex": attachment.link.index, "mode": attachment.mode,
         "program_id": attachment.program_id, "attached_at": attachment.state["attached_at"],
-        "config": attachment.state["config"], "spread": attachment.state.get("spread"),
+        "since_boot": attachment.state.get("since_boot"), "config": attachment.state["config"],
+        "spread": attachment.state.get("spread"),
     }
 
 

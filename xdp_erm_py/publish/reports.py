@@ -157,7 +157,8 @@ class Reporter:
             duration = since_boot - begin["since_boot"]
         else:
             begin = {"counters": {}, "sessions": {}, "drops": None}
-            duration = now - attached_at
+            attached = interface.get("since_boot")  # None: by an earlier version
+            duration = now - attached_at if attached is None else since_boot - attached
 
         counted = {counter: _grown(begin["counters"].get(counter), value)
                    for counter, value in end["counters"].items()}

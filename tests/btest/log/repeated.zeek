@@ -1,4 +1,5 @@
-# @TEST-DOC: A report that comes again is not logged again, and one of another version not at all.
+# @TEST-DOC: A report that comes again is not logged again, and one of another version not at all. A clock that was set
+# @TEST-DOC: back by hours makes none of them old.
 #
 # @TEST-EXEC: zeek $XDP_ERM %INPUT
 # @TEST-EXEC: zeek-cut host interface decapsulated.packets < xdp_erm.log > reports
@@ -29,6 +30,9 @@ event zeek_init()
 	send(1, 11, "eth0", 3);
 	send(1, 10, "eth0", 1);
 	send(2, 12, "eth0", 4);
+	send(1, 7200010, "eth2", 5);
+	send(1, 7200009, "eth2", 5);
+	send(1, 10, "eth2", 6);
 	event XDP_ERM::detached(1, 13, current_time(), "sensor", "eth0", T);
 	event XDP_ERM::detached(1, 13, current_time(), "sensor", "eth0", T);
 	event XDP_ERM::detached(2, 14, current_time(), "sensor", "eth1", T);
