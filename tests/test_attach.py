@@ -333,6 +333,29 @@ def test_swaps_under_traffic(cable, mode):
     assert {unit: sum(session[unit] for session in interface["sessions"]) for unit in sent} == sent
 
 
+@pytest.mark.parametrize("owner, step", [(bpf, "program_fd"), (bpf.Map, "by_id")])
+@pytest.mark.parametrize("name", [SENSOR, None])
+def test_a_program_that_is_swapped_while_it_is_read_is_not_missed(cable, monkeypatch, owner, step, name):
+    """Each of the calls may be the one that finds the old program, or a map of it, gone."""
+    attachment.attach(SENSOR, DEFAULT)
+    original = getattr(owner, step)
+    for number in range(100):
+        calls = 0
+
+        def gone(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == number:  # noqa: B023
+                raise FileNotFoundError
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, step, gone)
+        assert [interface["name"] for interface in stats.snapshot(name)] == [SENSOR]
+        if calls < number:
+            break
+    assert 1 < number < 99
+
+
 def test_a_changed_mode_keeps_the_counters(cable):
     packets = list(synthetic(flows=20, packets=100))
     attachment.attach(SENSOR, NATIVE)

@@ -190,7 +190,7 @@ class OneReport:
     """A reporter with one report, that stops the publisher when it has arrived."""
 
     def __init__(self) -> None:
-        self._reports = [Message.pack("eth1", 1, "{}", None)]
+        self._reports = [Message.pack("eth1", 1, "{}", {})]
         self.under_way = None
         self.arrived = asyncio.Event()
 

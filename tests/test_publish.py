@@ -28,7 +28,7 @@ import websockets
 
 from xdp_erm_py import publish, shared
 from xdp_erm_py.errors import UsageError, XdpErmError
-from xdp_erm_py.publish import events
+from xdp_erm_py.publish import events, reports
 from xdp_erm_py.publish import publisher as publisher_module
 from xdp_erm_py.publish.publisher import Publisher
 from xdp_erm_py.publish.reports import Message, Reporter, host_drops
@@ -288,9 +288,42 @@ def test_a_program_that_is_gone_is_told_once(ends: Path, name: str, present: boo
     assert arguments[3:] == [HOST, name, present]
     assert reporter.collect() == []
     # A publisher that starts before Zeek was told tells it.
-    assert [m.end for m in Reporter(HOST, ends, readings).collect()] == [None]
+    assert [events.DETACHED in m.text for m in Reporter(HOST, ends, readings).collect()] == [True]
     reporter.acknowledge(message)
     assert Reporter(HOST, ends, readings).collect() == []
+
+
+@pytest.mark.parametrize("acknowledged", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_program_that_comes_back_counts_on(ends: Path, acknowledged: bool, restarted: bool) -> None:
+    """From another network namespace, or after a change of its mode."""
+    readings = Readings(reading(10, session=10))
+    reporter = Reporter(HOST, ends, readings)
+    reporter.acknowledge(reporter.collect()[0])
+    readings.now = []
+    message, = reporter.collect()
+    if acknowledged:
+        reporter.acknowledge(message)
+    readings.now = [reading(15, session=15)]
+    if restarted:
+        reporter = Reporter(HOST, ends, readings)
+    report, = reporter.collect()
+    assert Report(report.text).packets == {"decapsulated": 5}
+    assert Report(report.text).sessions[0][2] == 5
+    readings.now = []
+    gone, = reporter.collect()
+    assert events.DETACHED in gone.text
+
+
+def test_programs_that_are_gone_do_not_pile_up(ends: Path) -> None:
+    readings = Readings()
+    reporter = Reporter(HOST, ends, readings)
+    for number in range(40):
+        readings.now = [reading(), {**reading(ifindex=100 + number), "name": f"veth{number}"}]
+        for message in reporter.collect():
+            reporter.acknowledge(message)
+    kept = json.loads(ends.read_text())["interfaces"]
+    assert set(kept) == {"lo", *(f"veth{number}" for number in range(40 - 1 - reports.GONE, 40))}
 
 
 def test_sequence_grows_when_the_clock_goes_back(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -929,7 +962,9 @@ def test_the_command_on_an_interface(tmp_path: Path) -> None:
     assert all(Report(text)["interface"] == "erm0" for text in zeek.received if events.REPORT in text)
     assert said.count("\n") == 1, said
     assert resident < 50_000, "KiB"
-    assert json.loads((tmp_path / "pid").with_suffix(".json").read_text())["interfaces"] == {}
+    kept = json.loads((tmp_path / "pid").with_suffix(".json").read_text())
+    assert [end["gone"] for end in kept["interfaces"].values()] == [True]
+    assert kept["under_way"] is None
 
 
 def detached(text: str) -> str:

@@ -72,34 +72,43 @@ def descriptor(fd: int) -> Iterator[int]:
 
 def find(links: Links, name: str) -> Attachment | None:
     """Our program on interface `name`; None where there is none or somebody else's."""
-    return attachment_of(links.find(name))
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # swapped or detached while we looked
+            return _attachment_of(links.find(name))
 
 
 def find_all(links: Links) -> list[Attachment]:
     """Our programs on the interfaces of this network namespace."""
-    found = (attachment_of(link) for link in links)
-    return [attachment for attachment in found if attachment is not None]
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # swapped or detached while we looked
+            found = [_attachment_of(link) for link in links]
+            return [attachment for attachment in found if attachment is not None]
 
 
 def attachment_of(link: Link) -> Attachment | None:
     """Our program on `link`, recognised by its state map."""
-    if link.program_id is None:
-        return None
     try:
-        with descriptor(bpf.program_fd(link.program_id)) as program:
-            info = bpf.program_info(program)
-            if info.name != compiler.PROGRAM:
-                return None
-            maps = {}
-            state = None
-            for map_id in info.map_ids:
-                with bpf.Map.by_id(map_id) as map_:
-                    maps[map_.info.name] = map_id
-                    if map_.info.name == STATE_MAP:
-                        value = map_.lookup(_STATE_KEY)
-                        state = _state(value[0]) if value else None
+        return _attachment_of(link)
     except FileNotFoundError:
         return None  # detached while we looked
+
+
+def _attachment_of(link: Link) -> Attachment | None:
+    """FileNotFoundError: the program is gone by now."""
+    if link.program_id is None:
+        return None
+    with descriptor(bpf.program_fd(link.program_id)) as program:
+        info = bpf.program_info(program)
+        if info.name != compiler.PROGRAM:
+            return None
+        maps = {}
+        state = None
+        for map_id in info.map_ids:
+            with bpf.Map.by_id(map_id) as map_:
+                maps[map_.info.name] = map_id
+                if map_.info.name == STATE_MAP:
+                    value = map_.lookup(_STATE_KEY)
+                    state = _state(value[0]) if value else None
     return Attachment(link, state, maps) if state else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import struct
 import time
@@ -23,20 +24,18 @@ def snapshot(name: str | None = None) -> list[dict[str, Any]]:
     """
     require_to_look()
     with Links() as links:
-        if name is None:
-            attachments = find_all(links)
-        else:
-            found = find(links, name)
-            if found is None:
-                raise XdpErmError(f"{name}: xdp-erm is not attached; `xdp-erm attach {name}` does it")
-            attachments = [found]
-    interfaces = []
-    for attachment in attachments:
-        try:
-            interfaces.append(read(attachment))
-        except FileNotFoundError:
-            continue  # detached or swapped while we read: the next reading has it
-    return interfaces
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # swapped or detached while we read
+                return [read(attachment) for attachment in _attachments(links, name)]
+
+
+def _attachments(links: Links, name: str | None) -> list[Attachment]:
+    if name is None:
+        return find_all(links)
+    found = find(links, name)
+    if found is None:
+        raise XdpErmError(f"{name}: xdp-erm is not attached; `xdp-erm attach {name}` does it")
+    return [found]
 
 
 def describe(attachment: Attachment) -> dict[str, Any]:

@@ -193,6 +193,7 @@ class Soak:
         moved = self._read()
         moved.subtract(before)
         self._balance(fault, moved)
+        self._compare_reports(f"after {fault.name!r}: ")
         self.wire.forget()
         self.done[fault.name] += 1
 
@@ -231,6 +232,12 @@ class Soak:
         if false:
             self.wrong.append(f"after {fault.name!r}: {'; '.join(false)}: {dict(sorted(moved.items()))}")
 
+    def _compare_reports(self, when: str) -> None:
+        for attached_at, counted in self.books.counted_by_life().items():
+            logged = self.zeek.logged[attached_at]
+            if any(logged[counter] > counted[counter] for counter in logged):
+                self.wrong.append(f"{when}Zeek was told {dict(logged)} of no more than {dict(counted)}")
+
     def begin(self) -> None:
         self.command("attach", self.config)
         self.cable.wait_for_carrier()
@@ -240,11 +247,10 @@ class Soak:
         """What Zeek was told in the end against what was counted, and what the publisher costs."""
         self.until(self.reported(2), "reports reach Zeek")
         self.publisher.stop(signal.SIGTERM)
+        self._compare_reports("")
         lives = self.books.counted_by_life()
         for attached_at, counted in lives.items():
             logged = self.zeek.logged[attached_at]
-            if any(logged[counter] > counted[counter] for counter in logged):
-                self.wrong.append(f"Zeek was told {dict(logged)} of no more than {dict(counted)}")
             self.done["unreported"] += sum(counted[verdict, 0] - logged[verdict, 0] for verdict in shared.VERDICTS)
         # Lives before it may have counted more after their last report.
         logged, counted = self.zeek.logged[max(lives)], lives[max(lives)]

@@ -4,6 +4,9 @@ An interval begins where the last report that Zeek acknowledged ended, also one 
 kept in a file. So nothing is counted twice, and what passed while no publisher ran is in the next report, whose
 interval is as long as that took. Where an interface has no such report, its interval begins when XDP was attached.
 
+A program that is gone may come back with what it has counted: its interface from another network namespace, or it
+itself, when the mode is changed. So the ends of programs that are gone are kept, too.
+
 The file also has the message that is under way. Nobody can know whether a publisher that was killed has brought it to
 Zeek, so the next one sends it once more, and Zeek knows it by its number.
 """
@@ -27,6 +30,9 @@ NET_DEV = Path("/proc/self/net/dev")
 #: Foreign senders that a report names: those that sent most since the one before.
 MOST_SENDERS = 8
 
+#: Programs that are gone and remembered at most.
+GONE = 16
+
 Snapshot = dict[str, Any]
 """One interface as in stats.snapshot()."""
 
@@ -42,11 +48,11 @@ class Message(NamedTuple):
     packed: bytes
 
     @classmethod
-    def pack(cls, interface: str, sequence: int, text: str, end: dict[str, Any] | None,
+    def pack(cls, interface: str, sequence: int, text: str, end: dict[str, Any],
              senders: str | None = None) -> Message:
         return cls(interface, sequence, zlib.compress(json.dumps([text, end, senders]).encode()))
 
-    def unpack(self) -> tuple[str, int, str, dict[str, Any] | None, str | None]:
+    def unpack(self) -> tuple[str, int, str, dict[str, Any], str | None]:
         """What it was packed from."""
         text, end, senders = json.loads(zlib.decompress(self.packed))
         return self.interface, self.sequence, text, end, senders
@@ -57,8 +63,8 @@ class Message(NamedTuple):
         return self.unpack()[2]
 
     @property
-    def end(self) -> dict[str, Any] | None:
-        """Where the next interval begins; None: the program is gone."""
+    def end(self) -> dict[str, Any]:
+        """Where the next interval begins."""
         return self.unpack()[3]
 
     @property
@@ -83,7 +89,7 @@ class Reporter:
         # Ends of reports that were made, acknowledged or not.
         self._made = dict(self._acknowledged)
         if self.under_way:
-            _remember(self._made, self.under_way)
+            _remember(self._made, self.under_way.interface, self.under_way.end)
 
     def _read(self) -> None:
         try:
@@ -117,11 +123,12 @@ class Reporter:
         now = time.time()
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         drops = host_drops()
-        earlier = {_attachment(end): end for end in self._made.values()}
+        earlier = {_attachment(end): end for end in sorted(self._made.values(), key=lambda end: end["since_boot"])}
         messages = [self._report(name, interface, earlier.get(_attachment(interface)), now, since_boot, drops.get(name))
                     for name, interface in attached.items()]
         # In this order: where an interface has a new name, Zeek has what it counted before its old name is gone.
-        return messages + [self._detached(name, now) for name in list(self._made) if name not in attached]
+        gone = [name for name, end in self._made.items() if name not in attached and not end.get("gone")]
+        return messages + [self._detached(name, now) for name in gone]
 
     def send(self, message: Message) -> None:
         """To be called before a message is sent. OSError: the file cannot be written, so it must not be sent."""
@@ -131,7 +138,7 @@ class Reporter:
 
     def acknowledge(self, message: Message) -> None:
         """Remembers that Zeek has this message and will not need it again. OSError: it is remembered here only."""
-        _remember(self._acknowledged, message)
+        _remember(self._acknowledged, message.interface, message.end)
         self.under_way = None
         self._write(None)
 
@@ -150,7 +157,7 @@ class Reporter:
             "sessions": {f"{session['source']} {session['source_port']}": [session["packets"], session["bytes"]]
                          for session in interface["sessions"]},
             "foreign": {sender["source"]: [sender["packets"], sender["bytes"]] for sender in interface["foreign"]},
-            "drops": drops, "queue_drops": _queue_drops(interface),
+            "drops": drops, "queue_drops": _queue_drops(interface), "gone": False,
         }
         attached_at = seconds(interface["attached_at"])
         if begin:
@@ -182,7 +189,7 @@ class Reporter:
             events.NONE if queue_drops is None else events.count(queue_drops),
             events.vector(_sessions(interface["sessions"], begin["sessions"])),
         ]))
-        self._made[name] = end
+        _remember(self._made, name, end)
         return Message.pack(name, sequence, text, end,
                             self._senders(name, sequence, interface["foreign"], begin.get("foreign", {})))
 
@@ -201,22 +208,21 @@ class Reporter:
             events.count(len(sent) - len(most)))
 
     def _detached(self, name: str, now: float) -> Message:
-        del self._made[name]
+        end = {**self._made[name], "gone": True}
+        _remember(self._made, name, end)
         sequence = self._next_sequence(now)
         text = events.encode(
             events.REPORT_TOPIC, events.DETACHED, events.count(events.VERSION), events.count(sequence),
             events.timestamp(now), events.string(self._host), events.string(name),
             events.boolean(name in host_drops()))
-        return Message.pack(name, sequence, text, None)
+        return Message.pack(name, sequence, text, end)
 
 
-def _remember(ends: dict[str, dict[str, Any]], message: Message) -> None:
-    """Where the message's interface has been told of up to, once Zeek has it."""
-    end = message.end
-    if end is None:
-        ends.pop(message.interface, None)
-    else:
-        ends[message.interface] = end
+def _remember(ends: dict[str, dict[str, Any]], name: str, end: dict[str, Any]) -> None:
+    ends.pop(name, None)  # the latest come last
+    ends[name] = end
+    for name in [name for name, end in ends.items() if end.get("gone")][:-GONE]:
+        del ends[name]
 
 
 def _attachment(interface: Snapshot) -> tuple[int, str]:
