@@ -14,18 +14,20 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import ZEEK, needs_zeek, package_repository
 from soak.zeek import Zeek, serving
 from test_publish import ATTACHED_AT, HOST, reading
 
 from xdp_erm_py.lab.namespace import Namespace
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TIMEOUT = 20  # seconds
+TIMEOUT = 60  # seconds
 LOGGED_AT = ATTACHED_AT.replace("Z", ".000")
 
 # Publishes what stands in a file; `prelude` may change the rest.
@@ -70,7 +72,7 @@ class Publishing:
         self.namespace, self.directory = namespace, directory
         self.zeek = Zeek(namespace)
         self.counted = 0
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[Any] = []
         self.count(10)
 
     def count(self, packets: int) -> None:
@@ -98,7 +100,7 @@ class Publishing:
         """Packets that Zeek has been told of."""
         return self.zeek.logged[LOGGED_AT]["decapsulated", 0]
 
-    def until(self, condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+    def until(self, condition: Callable[[], Any], process: Any = None) -> None:
         """Counting on meanwhile; `process` must not end."""
         deadline = time.monotonic() + TIMEOUT
         while not condition():
@@ -323,3 +325,134 @@ def test_a_peer_that_says(place: Publishing, name: str) -> None:
     # The reports that wait are among it.
     assert resident(process) - before < 8 * 1024, f"KiB more, after {peer.sent} bytes"
     place.finish(process)
+
+
+# A real Zeek
+
+SETTINGS = """
+redef exit_only_after_terminate = T;
+redef Log::default_rotation_interval = 0sec;
+redef LogAscii::use_json = T;
+redef XDP_ERM::websocket_port = to_port(getenv("WEBSOCKET_PORT"));
+"""
+
+
+class RealZeek:
+    """One that stands alone, started again and again, each time where it finds no log."""
+
+    def __init__(self, place: Publishing) -> None:
+        assert ZEEK is not None
+        self._place, self._runs = place, place.directory / "zeek"
+        self._runs.mkdir()
+        (self._runs / "settings.zeek").write_text(SETTINGS)
+        with place.namespace.entered(), socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            place.zeek.port = probe.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        directory = self._runs / str(len(list(self._runs.iterdir())))
+        directory.mkdir()
+        with self._place.namespace.entered():
+            self.process: Any = subprocess.Popen(
+                [ZEEK / "bin" / "zeek", REPOSITORY / "scripts", "../settings.zeek"], cwd=directory,
+                env={**os.environ, "WEBSOCKET_PORT": f"{self._place.zeek.port}/tcp"},
+                stderr=(directory / "said").open("w"))
+        self._place.processes.append(self.process)
+
+    @property
+    def logged(self) -> int:
+        """Packets, in all logs."""
+        return sum(json.loads(row)["decapsulated.packets"] for log in self._runs.glob("*/xdp_erm.log")
+                   for row in log.read_text().splitlines(keepends=True) if row.endswith("\n"))
+
+
+@needs_zeek
+def test_a_zeek_that_is_killed_frozen_and_restarted(place: Publishing) -> None:
+    """Between two messages, as a Zeek that is killed before it acknowledges one may have logged it."""
+    zeek = RealZeek(place)
+    publisher = place.start("publisher.ACKNOWLEDGEMENT_SECONDS = 1.0")
+
+    def told() -> dict[str, Any]:
+        file = place.directory / "pid.json"
+        content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        return content
+
+    def acknowledged() -> int:
+        ends = told().get("interfaces", {})
+        return ends["lo"]["counters"]["decapsulated"][0] if ends else 0
+
+    def works() -> None:
+        before = place.counted
+        place.until(lambda: acknowledged() > before, publisher)
+
+    works()
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        publisher.send_signal(signal.SIGSTOP)
+        while told()["under_way"]:
+            publisher.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+            publisher.send_signal(signal.SIGSTOP)
+        place.until(lambda: number == signal.SIGTERM or zeek.logged == acknowledged())  # noqa: B023
+        zeek.process.send_signal(number)
+        zeek.process.wait(TIMEOUT)
+        place.count(1000)
+        publisher.send_signal(signal.SIGCONT)
+        place.until(lambda: place.log.count("Zeek; keeping") == place.log.count("Zeek again") + 1, publisher)
+        zeek.start()
+        works()
+    zeek.process.send_signal(signal.SIGSTOP)
+    place.until(lambda: "no acknowledgement in 1 s" in place.log, publisher)
+    zeek.process.send_signal(signal.SIGCONT)
+    works()
+    publisher.send_signal(signal.SIGTERM)
+    assert publisher.wait(TIMEOUT) == 0, place.log
+    zeek.process.terminate()
+    zeek.process.wait(TIMEOUT)
+    assert zeek.logged == place.counted, place.log
+
+
+# Another version of the package
+
+def test_an_upgrade_under_a_publisher(place: Publishing, tmp_path: Path, xdp: None) -> None:
+    """Its file is written anew where it stands, with everything in it at another place."""
+    repository = package_repository(tmp_path)
+    subprocess.run([sys.executable, "zeekctl/build.py"], cwd=repository, check=True, timeout=TIMEOUT)
+    old = repository / "build" / "zeekctl" / "xdp-erm.pyz"
+    new = tmp_path / "new.pyz"
+    with zipfile.ZipFile(old) as content, new.open("wb") as file:
+        file.write(b"#!/usr/bin/python3\n")
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr("first", "." * 5000)
+            for name in reversed(content.namelist()):
+                archive.writestr(name, content.read(name))
+
+    def run(*words: str) -> None:
+        with place.namespace.entered():
+            subprocess.run(words, check=True, capture_output=True, timeout=TIMEOUT)
+
+    run("ip", "link", "add", "erm0", "up", "mtu", "1600", "type", "veth", "peer", "name", "erm1")
+    run(sys.executable, str(old), "attach", "erm0")
+    with place.namespace.entered():
+        publisher = subprocess.Popen(
+            [sys.executable, str(old), "publish", "--interval=0.1", f"--host-name={HOST}",
+             f"--websocket=127.0.0.1:{place.zeek.port}", f"--pid-file={place.directory / 'pid'}"],
+            stderr=(place.directory / "log").open("w"))
+    place.processes.append(publisher)
+
+    def works() -> None:
+        before = place.zeek.reports
+        place.until(lambda: place.zeek.reports >= before + 2, publisher)
+
+    works()
+    old.write_bytes(new.read_bytes())
+    works()
+    place.zeek.restart()
+    works()
+    run(sys.executable, str(old), "attach", "erm0", "--depth=1")
+    works()
+    run(sys.executable, str(old), "detach", "erm0")
+    place.until(lambda: place.zeek.detached, publisher)
+    publisher.send_signal(signal.SIGTERM)
+    assert publisher.wait(TIMEOUT) == 0, place.log
+    assert "Traceback" not in place.log
