@@ -300,6 +300,8 @@ def test_queues():
 
 def test_reports(cable):
     attachment.attach(SENSOR, InterfaceConfig())
+    with Links() as links:
+        attached_at = attachment.find(links, SENSOR).state["attached_at"]
     assert found("reports") == []  # no publisher, which is said already
     with process("publish") as pid:
         publish.DEFAULT_PID_FILE.write_text(f"{pid}\n")
@@ -307,9 +309,13 @@ def test_reports(cable):
         ends = publish.DEFAULT_PID_FILE.with_suffix(".json")
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         for age, result in ((20, OK), (590, OK), (660, WARNING)):
-            ends.write_text(json.dumps({"interfaces": {SENSOR: {"since_boot": since_boot - age}}}))
+            end = {"attached_at": attached_at, "since_boot": since_boot - age}
+            ends.write_text(json.dumps({"interfaces": {SENSOR: end}}))
             assert [each for each, _ in found("reports")] == [result]
         says("reports", WARNING, "Zeek has taken no report for 11 minutes", "journalctl -u xdp-erm-publish.service")
+        # The publisher remembers programs that are gone.
+        ends.write_text(json.dumps({"interfaces": {SENSOR: {**end, "attached_at": "2026-01-01T00:00:00.000Z"}}}))
+        well("reports")
         ends.write_text("{")
         well("reports")
 

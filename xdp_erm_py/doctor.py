@@ -360,7 +360,10 @@ def reports(patient: Patient) -> Iterator[Result]:
     attached_at = patient.attached.state["attached_at"]
     try:
         acknowledged = json.loads(publish.DEFAULT_PID_FILE.with_suffix(".json").read_text())["interfaces"]
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - acknowledged[printable(patient.link.name)]["since_boot"]
+        end = acknowledged[printable(patient.link.name)]
+        if end["attached_at"] != attached_at:
+            raise LookupError("of a program before this one")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - end["since_boot"]
     except (FileNotFoundError, ValueError, LookupError, TypeError):  # it has taken none yet
         age = time.time() - seconds(attached_at)
     if age > KEEP_SECONDS:

@@ -6,12 +6,12 @@ import struct
 import time
 
 import pytest
+
 from soak import soak as module
 from soak.books import Life
 from soak.faults import FAULTS, Fault
 from soak.soak import Soak, soak
 from soak.wire import Wire
-
 from xdp_erm_py import attachment, bpf, shared
 from xdp_erm_py.links import Links
 
