@@ -60,6 +60,7 @@ class Case:
     counters: tuple[str, ...] = ("decapsulated",)
     headers: int = HEADERS
     end: str = "XDP_DROP"
+    variant: compiler.Variant = compiler.PLAIN
 
 
 def cases() -> dict[str, Case]:
@@ -84,7 +85,11 @@ def cases() -> dict[str, Case]:
         "strip + isolation": Case(call, frame, dataclasses.replace(quiet, isolate=True)),
         "strip + sessions": Case(call, frame, dataclasses.replace(quiet, sessions=True)),
         "strip + sources": Case(call, frame, dataclasses.replace(quiet, sources=("198.51.100.0/24",))),
+        "strip + 64 sources": Case(call, frame, dataclasses.replace(
+            quiet, sources=tuple(f"198.51.{number}.0/24" for number in range(64, 128)))),
         "strip + targets": Case(call, frame, dataclasses.replace(quiet, targets=("192.0.2.1",))),
+        "strip + cpumap": Case(call, frame, quiet, variant=compiler.Variant(cpus=(0,))),
+        "strip + frames in pieces": Case(call, frame, quiet, variant=compiler.Variant(frags=True)),
         "strip + VLAN + sessions": Case(call, frame, dataclasses.replace(restore, sessions=True)),
         DEFAULT: Case(call, frame, InterfaceConfig()),
         "strip, 64 bytes": Case(call, size(64), quiet),
@@ -117,12 +122,16 @@ class Loaded:
         source = compiler.source(compiler.SOURCE).decode()
         source = source.replace(f"int {compiler.PROGRAM}(", f"static __always_inline int {compiler.PROGRAM}(")
         source += HARNESS % {"words": case.headers // 8, "statement": case.statement, "end": case.end}
-        self._module = compiler.module(source.encode(), compiler.flags(case.config))
+        self._module = compiler.module(source.encode(), compiler.flags(case.config, case.variant))
         for name, addresses in (("sources", case.config.sources), ("targets", case.config.targets)):
-            if addresses:
+            if compiler.is_long(addresses):
                 compiler.fill(self._module[name.encode()].map_fd, addresses)
+        for lane, cpu in enumerate(case.variant.cpus):
+            bpf.update(self._module[b"lanes"].map_fd, struct.pack("=I", lane), struct.pack("=I", cpu))
+            # A queue without a program. Nothing comes into it: the harness drops what has been handed over.
+            bpf.update(self._module[b"cpus"].map_fd, struct.pack("=I", cpu), struct.pack("=Ii", 64, 0))
         bpf.update(self._module[b"original"].map_fd, bytes(4), case.frame[:case.headers])
-        self.program = bpf.load_xdp("bench", *compiler.function(self._module, "bench"))
+        self.program = bpf.load_xdp("bench", *compiler.function(self._module, "bench"), case.variant.frags)
         self._frame = case.frame
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from . import balance, cost
 from .table import Row
 
 # The colours of Okabe and Ito, which those tell apart who see few.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
 
 def write(path: Path, machine: str, rows: list[Row]) -> None:

@@ -8,7 +8,10 @@
  *	ERM_IS_PORT(port)	whether a UDP destination port (host byte order) carries ERM
  *	ERM_DEPTH		levels of ERM that are peeled, 1 to ERM_MAX_DEPTH
  *	ERM_VLAN		one of VLAN_RESTORE, VLAN_TAGGED, VLAN_STRIP
- *	ERM_SOURCES, ERM_TARGETS	entries in the allow lists; undefined where there is none
+ *	ERM_IS_SOURCE(address)	whether a sender (network byte order) may send; undefined where ERM_SOURCES is defined
+ *	ERM_SOURCES		entries in the allow list of senders, where it is too long to be compared one by one
+ *	ERM_IS_TARGET(address), ERM_TARGETS	the same of the addresses that it may be sent to
+ *	ERM_SENDERS		defined where there is an allow list: there can be foreign senders
  *	ERM_SESSIONS		defined where sessions are counted
  *	ERM_ISOLATE		defined where decapsulated frames are marked, for bpf/isolate.c to keep them out of the host
  *	ERM_LANES		CPUs that decapsulated frames are spread over; undefined where they stay on the one they came to
@@ -71,13 +74,37 @@ struct prefix {
 
 #ifdef ERM_SOURCES
 BPF_LPM_TRIE(sources, struct prefix, u8, ERM_SOURCES);
-#endif
-#ifdef ERM_TARGETS
-BPF_LPM_TRIE(targets, struct prefix, u8, ERM_TARGETS);
+
+static __always_inline bool is_source(__be32 address)
+{
+	struct prefix host = { .length = 32, .address = address };
+
+	return sources.lookup(&host);
+}
+#else
+static __always_inline bool is_source(__be32 address)
+{
+	return ERM_IS_SOURCE(address);
+}
 #endif
 
-#if defined(ERM_SOURCES) || defined(ERM_TARGETS)
-#define ERM_SENDERS	/* there can be foreign ones */
+#ifdef ERM_TARGETS
+BPF_LPM_TRIE(targets, struct prefix, u8, ERM_TARGETS);
+
+static __always_inline bool is_target(__be32 address)
+{
+	struct prefix host = { .length = 32, .address = address };
+
+	return targets.lookup(&host);
+}
+#else
+static __always_inline bool is_target(__be32 address)
+{
+	return ERM_IS_TARGET(address);
+}
+#endif
+
+#ifdef ERM_SENDERS
 /* Foreign senders, whose source or whose target is not on the list, by source address. LRU as `sessions`. */
 BPF_TABLE("lru_hash", __be32, struct sent, senders, ERM_MAX_SENDERS);
 #endif
@@ -189,26 +216,11 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, int eth
 	if (!ERM_IS_PORT(bpf_ntohs(udp->destination)))
 		return VERDICT_NOT_ERM;
 
-#ifdef ERM_SOURCES
-	if (outermost) {
-		struct prefix source = { .length = 32, .address = ip->source };
-
-		if (!sources.lookup(&source)) {
-			wrapping->source = ip->source;
-			return VERDICT_FOREIGN_SOURCE;
-		}
-	}
-#endif
-#ifdef ERM_TARGETS
-	if (outermost) {
-		struct prefix target = { .length = 32, .address = ip->destination };
-
-		if (!targets.lookup(&target)) {
-			wrapping->source = ip->source;
-			return VERDICT_FOREIGN_TARGET;
-		}
-	}
-#endif
+	wrapping->source = ip->source;
+	if (outermost && !is_source(ip->source))
+		return VERDICT_FOREIGN_SOURCE;
+	if (outermost && !is_target(ip->destination))
+		return VERDICT_FOREIGN_TARGET;
 
 	total_length = bpf_ntohs(ip->total_length);
 	udp_length = bpf_ntohs(udp->length);
@@ -220,7 +232,6 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, int eth
 	if (!erm)
 		return VERDICT_TRUNCATED;
 
-	wrapping->source = ip->source;
 	wrapping->source_port = udp->source;
 	wrapping->tag = bpf_ntohl(erm->tag);
 	/* The datagram ends where UDP says. What follows is padding or a trailer, and no part of the mirrored frame. */

@@ -143,9 +143,9 @@ def test_both_are_idempotent(cable):
 
 def test_nothing_is_left_behind(cable):
     before = link(), features(), sorted(os.listdir("/proc/self/fd"))
-    config = InterfaceConfig(sources=("10.0.0.0/8",), targets=("10.0.0.1",))
-    attachment.attach(SENSOR, config)
-    attachment.attach(SENSOR, InterfaceConfig(vlan="strip", sources=("10.0.0.0/8",)))
+    long = tuple(f"10.0.{number}.1" for number in range(compiler.MOST_COMPARED + 1))
+    attachment.attach(SENSOR, InterfaceConfig(sources=("10.0.0.0/8",), targets=long))
+    attachment.attach(SENSOR, InterfaceConfig(vlan="strip", sources=long))
     with Links() as links:
         maps = attachment.find(links, SENSOR).maps
     assert set(maps) == {"counters", "own_sessions", "senders", "sessions", "sources", "xdp_erm_state"}

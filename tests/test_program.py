@@ -22,6 +22,7 @@ from scapy.packet import Packet, Padding, Raw
 
 from xdp_erm_py import bpf, compiler, shared, stats
 from xdp_erm_py.attachment import descriptor
+from xdp_erm_py.compiler import MOST_COMPARED
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.reference import Session
 
@@ -294,9 +295,13 @@ def test_ports(program, ports, port, verdict):
     check(program(InterfaceConfig(port=ports, vlan="strip")), sent, verdict, left)
 
 
-PREFIXES = InterfaceConfig(vlan="strip", sources=("198.51.100.0/25", "198.51.100.200/32", "203.0.113.128/31"))
+# Short allow lists are compared in the program, long ones are looked up: these make a list long.
+ELSEWHERE = {"short": (), "long": tuple(f"10.77.{number}.77" for number in range(MOST_COMPARED))}
+long_or_short = pytest.mark.parametrize("elsewhere", ELSEWHERE.values(), ids=ELSEWHERE)
+PREFIXES = "198.51.100.0/25", "198.51.100.200/32", "203.0.113.128/31"
 
 
+@long_or_short
 @table("source, verdict", {
     "first of a prefix": ("198.51.100.0", "decapsulated"),
     "last of a prefix": ("198.51.100.127", "decapsulated"),
@@ -308,29 +313,42 @@ PREFIXES = InterfaceConfig(vlan="strip", sources=("198.51.100.0/25", "198.51.100
     "beside the /31": ("203.0.113.130", "foreign_source"),
     "a prefix's bytes swapped": ("0.100.51.198", "foreign_source"),
 })
-def test_sources(program, source, verdict):
+def test_sources(program, source, verdict, elsewhere):
+    config = InterfaceConfig(vlan="strip", sources=PREFIXES + elsewhere)
     left = INNER if verdict == "decapsulated" else None
-    check(program(PREFIXES), ETHER / ip(src=source) / udp() / ERM() / INNER, verdict, left, session=Session(source, 5))
+    check(program(config), ETHER / ip(src=source) / udp() / ERM() / INNER, verdict, left, session=Session(source, 5))
 
 
+@long_or_short
 @pytest.mark.parametrize("source", ["0.0.0.0", "127.0.0.1", "198.51.100.1", "255.255.255.255"])
-def test_source_0_0_0_0_0_is_any(program, source):
-    config = InterfaceConfig(vlan="strip", sources=("0.0.0.0/0",))
+def test_source_0_0_0_0_0_is_any(program, source, elsewhere):
+    config = InterfaceConfig(vlan="strip", sources=("0.0.0.0/0", *elsewhere))
     check_left(program(config), ETHER / ip(src=source) / udp() / ERM() / INNER, INNER, session=Session(source, 5))
 
 
+@pytest.mark.parametrize("count", [MOST_COMPARED, MOST_COMPARED + 1])
+def test_each_of_a_list_counts(program, count):
+    sources = tuple(f"10.77.{number}.0/24" for number in range(count))
+    for number in range(count):
+        source = f"10.77.{number}.9"
+        check_left(program(InterfaceConfig(vlan="strip", sources=sources)),
+                   ETHER / ip(src=source) / udp() / ERM() / INNER, INNER, session=Session(source, 5))
+
+
+@long_or_short
 @table("target, verdict", {
     "on the list": ("192.0.2.1", "decapsulated"),
     "the other on the list": ("192.0.2.200", "decapsulated"),
     "between": ("192.0.2.2", "foreign_target"),
     "broadcast": ("255.255.255.255", "foreign_target"),
 })
-def test_targets(program, target, verdict):
-    config = InterfaceConfig(vlan="strip", targets=("192.0.2.1", "192.0.2.200"))
+def test_targets(program, target, verdict, elsewhere):
+    config = InterfaceConfig(vlan="strip", targets=("192.0.2.1", "192.0.2.200", *elsewhere))
     left = INNER if verdict == "decapsulated" else None
     check(program(config), ETHER / ip(dst=target) / udp() / ERM() / INNER, verdict, left)
 
 
+@long_or_short
 @table("sent, verdict", {
     "neither": (ETHER / ip(src="10.9.9.9", dst="10.9.9.9") / udp() / ERM() / INNER, "foreign_source"),
     "source only": (ETHER / ip(dst="10.9.9.9") / udp() / ERM() / INNER, "foreign_target"),
@@ -340,14 +358,15 @@ def test_targets(program, target, verdict):
     "source before UDP length": (ETHER / ip(src="10.9.9.9") / udp(len=7) / ERM() / INNER, "foreign_source"),
     "target before UDP length": (ETHER / ip(dst="10.9.9.9") / udp(len=7) / ERM() / INNER, "foreign_target"),
 })
-def test_sources_and_targets(program, sent, verdict):
-    config = InterfaceConfig(vlan="strip", sources=(f"{SWITCH}/32",), targets=(SENSOR,))
+def test_sources_and_targets(program, sent, verdict, elsewhere):
+    config = InterfaceConfig(vlan="strip", sources=(f"{SWITCH}/32", *elsewhere), targets=(SENSOR, *elsewhere))
     source = Session(sent["IP"].src, 5)
     check(program(config), sent, verdict, INNER if verdict == "decapsulated" else None, session=source)
 
 
-def test_allow_lists_are_for_the_outermost_level(program):
-    config = InterfaceConfig(vlan="strip", sources=(f"{SWITCH}/32",), targets=(SENSOR,))
+@long_or_short
+def test_allow_lists_are_for_the_outermost_level(program, elsewhere):
+    config = InterfaceConfig(vlan="strip", sources=(f"{SWITCH}/32", *elsewhere), targets=(SENSOR, *elsewhere))
     foreign = ETHER / ip(src="10.9.9.9", dst="10.9.9.9") / udp() / ERM() / INNER
     check_left(program(config), wrap(foreign), INNER, ["nested"])
     check(program(config), foreign, "foreign_source", session=Session("10.9.9.9", 5))

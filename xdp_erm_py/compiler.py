@@ -7,6 +7,7 @@ import hashlib
 import ipaddress
 import os
 import struct
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ PROGRAM = "xdp_erm"
 SOURCE = "xdp_erm.c"
 ARRIVAL, ARRIVAL_SOURCE = "arrive", "arrive.c"
 CLASSIFIER, CLASSIFIER_SOURCE = "isolate", "isolate.c"
+
+#: Prefixes of an allow list that are compared one by one: that costs less than a look-up in a map.
+MOST_COMPARED = 8
 
 # BPF_LD | BPF_IMM | BPF_DW with BPF_PSEUDO_MAP_FD as source register: the instruction that names a map.
 _LOAD_MAP = (0x18, 1)
@@ -43,10 +47,13 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     ports = " || ".join(f"(port) == {port}" for port in config.port)
     vlan = shared.VLAN_MODES[config.vlan]
     defines = [f"ERM_IS_PORT(port)=({ports})", f"ERM_DEPTH={config.depth}", f"ERM_VLAN={vlan}"]
-    if config.sources:
-        defines.append(f"ERM_SOURCES={len(config.sources)}")
-    if config.targets:
-        defines.append(f"ERM_TARGETS={len(config.targets)}")
+    for name, addresses in (("SOURCE", config.sources), ("TARGET", config.targets)):
+        if is_long(addresses):
+            defines.append(f"ERM_{name}S={len(addresses)}")
+        else:
+            defines.append(f"ERM_IS_{name}(address)={_comparison(addresses)}")
+    if config.sources or config.targets:
+        defines.append("ERM_SENDERS")
     if config.sessions:
         defines.append("ERM_SESSIONS")
     if config.isolate:
@@ -58,6 +65,22 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     if variant.frags:
         defines.append("ERM_FRAGS")
     return ["-D" + define for define in defines]
+
+
+def is_long(addresses: tuple[str, ...]) -> bool:
+    """Whether an allow list is too long for its prefixes to be compared one by one, so that it is a map."""
+    return len(addresses) > MOST_COMPARED
+
+
+def _comparison(addresses: tuple[str, ...]) -> str:
+    """C: whether `address`, in network byte order, is within one of the prefixes; there being none, it is."""
+    compared = []
+    for address in addresses:
+        network = ipaddress.IPv4Network(address)
+        mask, value = (int.from_bytes(part.packed, sys.byteorder)
+                       for part in (network.netmask, network.network_address))
+        compared.append(f"((address) & {mask:#x}) == {value:#x}")
+    return f"({' || '.join(compared) or '1'})"
 
 
 def digest(config: InterfaceConfig, variant: Variant) -> str:
@@ -171,8 +194,8 @@ class Compiled:
 
     def _own_maps(self) -> dict[str, int]:
         names = ["counters"]
-        names += ["sources"] if self._config.sources else []
-        names += ["targets"] if self._config.targets else []
+        names += ["sources"] if is_long(self._config.sources) else []
+        names += ["targets"] if is_long(self._config.targets) else []
         names += ["senders"] if self._config.sources or self._config.targets else []
         names += ["own_sessions", "sessions"] if self._config.sessions else []
         names += ["cpus", "lanes", "steered"] if self._variant.cpus else []
@@ -180,7 +203,7 @@ class Compiled:
 
     def _fill(self) -> None:
         for name, addresses in (("sources", self._config.sources), ("targets", self._config.targets)):
-            if addresses:
+            if is_long(addresses):
                 fill(self.maps[name], addresses)
         for lane, cpu in enumerate(self._variant.cpus):
             bpf.update(self.maps["lanes"], struct.pack("=I", lane), struct.pack("=I", cpu))
