@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from xdp_erm_py.lab.cable import MTU, SENSOR_INTERFACE, SWITCH_INTERFACE
 from xdp_erm_py.lab.namespace import Namespace
 
 from .books import SECONDS
-from .wire import NARROW
+from .wire import LONG, NARROW
 
 if TYPE_CHECKING:
     from .soak import Soak
@@ -47,7 +48,7 @@ def configuration(soak: Soak, mode: str = "native") -> InterfaceConfig:
     while True:
         config = InterfaceConfig(
             mode=mode, depth=draw.randint(1, 3), vlan=draw.choice(("restore", "tagged", "strip")),
-            port=draw.choice((NARROW["port"], (7932, 7933))), sources=draw.choice(((), NARROW["sources"])),
+            port=draw.choice((NARROW["port"], (7932, 7933))), sources=draw.choice(((), NARROW["sources"], LONG)),
             targets=draw.choice(((), NARROW["targets"])), sessions=draw.random() < 0.7,
             **soak.spreading() if mode == "native" else {})
         if config != soak.config:
@@ -83,6 +84,13 @@ def _two_swaps(soak: Soak) -> None:
     for process in processes:
         soak.finish(process)
     soak.attach(other)
+
+
+@_fault("swap, out of descriptors")
+def _swap_without_descriptors(soak: Soak) -> None:
+    config = configuration(soak)
+    soak.finish(soak.start("attach", config, under=("prlimit", f"--nofile={soak.random.randint(5, 8)}")), status=1)
+    soak.attach(config)
 
 
 @_fault("detach and attach", bare=True, downs=2)
@@ -221,6 +229,18 @@ def _restart_publisher(soak: Soak) -> None:
         soak.nap(0.8)
     soak.publisher.stop(signal.SIGTERM)
     soak.publisher.start()
+
+
+@_fault("publisher out of descriptors")
+def _publisher_without_descriptors(soak: Soak) -> None:
+    with soak.publisher.limited(resource.RLIMIT_NOFILE):
+        soak.nap(1)
+
+
+@_fault("publisher's disk full")
+def _full_disk(soak: Soak) -> None:
+    with soak.publisher.limited(resource.RLIMIT_FSIZE):
+        soak.nap(1)
 
 
 @_fault("publisher frozen")

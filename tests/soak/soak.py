@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -57,6 +58,16 @@ class Publisher:
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    @contextlib.contextmanager
+    def limited(self, limit: int) -> Iterator[None]:
+        """It gets no more of something: RLIMIT_NOFILE, RLIMIT_FSIZE (as if the disk were full)."""
+        soft, hard = resource.prlimit(self._process.pid, limit)
+        resource.prlimit(self._process.pid, limit, (0, hard))
+        try:
+            yield
+        finally:
+            resource.prlimit(self._process.pid, limit, (soft, hard))
 
     def stop(self, number: signal.Signals) -> None:
         self.measure()
@@ -128,14 +139,15 @@ class Soak:
     def command(self, name: str, config: InterfaceConfig | None = None, *options: str, status: int = 0) -> None:
         self.finish(self.start(name, config, *options), status)
 
-    def start(self, name: str, config: InterfaceConfig | None = None, *options: str) -> subprocess.Popen[str]:
+    def start(self, name: str, config: InterfaceConfig | None = None, *options: str,
+              under: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         words = [name, self.name, *options]
         if config:
             self.wire.configs.add(config)
             file = self._directory / f"{len(os.listdir(self._directory))}.yaml"
             file.write_text(json.dumps({"defaults": config.as_dict()}))
             words += ["--config", str(file)]
-        return subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen([*under, *COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def finish(self, process: subprocess.Popen[str], status: int = 0) -> None:
         while process.poll() is None:
@@ -144,7 +156,7 @@ class Soak:
         said, _ = process.communicate(timeout=SECONDS)
         self.books.look()
         if process.returncode != status or "Traceback" in said:
-            self.wrong.append(f"{' '.join(process.args[2:4])}: status {process.returncode}, {said}")  # type: ignore[index]
+            self.wrong.append(f"{' '.join(process.args)}: status {process.returncode}, {said}")  # type: ignore[arg-type]
 
     def kill(self, name: str, config: InterfaceConfig | None = None) -> None:
         """Somewhere on its way, which takes about a second."""
