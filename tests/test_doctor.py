@@ -15,6 +15,7 @@ from typing import Any
 
 import foreign
 import pytest
+from shell import TIMEOUT, shell
 
 from xdp_erm_py import attachment, cli, config, doctor, journal, nic, publish, shared, spread, stats, systemd
 from xdp_erm_py.config import InterfaceConfig
@@ -26,7 +27,6 @@ from xdp_erm_py.lab.traffic import synthetic
 from xdp_erm_py.links import Links
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
-TIMEOUT = 60  # seconds
 PACKET = next(iter(synthetic(flows=1, packets=1))).sent
 
 
@@ -36,10 +36,6 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "xdp-erm.yaml")
     monkeypatch.setattr(publish, "DEFAULT_PID_FILE", tmp_path / "publish.pid")
     monkeypatch.setattr(systemd, "UNIT_DIRECTORY", tmp_path)
-
-
-def shell(command: str) -> str:
-    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
 
 
 def found(check: str, *names: str) -> list[tuple[str, str]]:
@@ -356,7 +352,7 @@ def test_a_check_that_cannot_be_made_does_not_keep_the_others_from_being(cable, 
         raise XdpErmError(f"{SENSOR}: its offloads cannot be read: why")
     attachment.attach(SENSOR, InterfaceConfig())
     monkeypatch.setattr(nic, "harmful", refuse)
-    monkeypatch.setattr(doctor, "_network", lambda _: importlib.import_module("no_such_module"))
+    monkeypatch.setattr(doctor, "_up", lambda _: importlib.import_module("no_such_module"))
     says("offloads", PROBLEM, "its offloads cannot be read: why")
     assert not found("offloads")[0][1].startswith(SENSOR)
     says("interface", PROBLEM, "No module named 'no_such_module'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import os
 import re
 import shutil
 import socket
@@ -19,6 +20,7 @@ from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
+from shell import TIMEOUT, shell
 
 from xdp_erm_py import attachment, bpf, compiler, isolation, journal, lab, shared, stats
 from xdp_erm_py.config import InterfaceConfig
@@ -26,20 +28,17 @@ from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.fanout import FanoutWorkers
+from xdp_erm_py.lab.namespace import Namespace
 from xdp_erm_py.lab.traffic import Packet
 from xdp_erm_py.links import Links
 from xdp_erm_py.reference import insert_vlan_tag
 
-TIMEOUT = 60  # seconds
+HOST_INTERFACES = Path("/sys/class/net")
 ADDRESS, ADDRESS6, OTHER, OTHER6 = "10.5.0.1", "fd00:5::1", "10.5.0.9", "fd00:5::9"
 VLAN = 10
 OTHER_MAC = "02:00:00:00:05:09"
 TCP_PORT, UDP_PORT = 2222, 5353
 OURS = f"xdp_erm_isolate-{compiler.classifier_digest()}"
-
-
-def shell(command: str) -> str:
-    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
 
 
 @pytest.fixture
@@ -310,6 +309,25 @@ def test_a_kernel_without_such_filters_is_not_attached_to(cable, monkeypatch):
         attachment.attach(SENSOR, InterfaceConfig())
     assert stats.snapshot() == []
     assert attachment.attach(SENSOR, InterfaceConfig(isolate=False))
+
+
+def test_a_driver_is_that_of_the_interface_of_this_network_namespace(xdp, monkeypatch):
+    """/sys shows another namespace's, which may have the same name."""
+    drivers = {path.parts[-3]: os.path.basename(os.readlink(path)) for path in HOST_INTERFACES.glob("*/device/driver")}
+    if not drivers:
+        pytest.skip("this machine has no interface with a driver")
+    name, driver = next(iter(drivers.items()))
+    with Links() as links:
+        assert isolation.driver(links.find(name)) == driver
+        assert isolation.driver(links.find("lo")) is None
+    monkeypatch.setattr(isolation, "DRIVERS_WITHOUT_METADATA", (driver,))
+    namespace = Namespace()
+    try:
+        with namespace.entered(), Links() as links:
+            shell(f"ip link add {name} type veth")
+            assert isolation.lacks_metadata(links.find(name)) is None
+    finally:
+        namespace.close()
 
 
 def test_a_driver_without_metadata_is_used_in_generic_mode(cable, monkeypatch):

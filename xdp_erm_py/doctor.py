@@ -7,6 +7,7 @@ import importlib.util
 import json
 import platform
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,7 +198,7 @@ def _publisher() -> str | None:
 # An interface
 
 def interface(patient: Patient) -> Iterator[Result]:
-    up, carrier, _ = _network(patient.link)
+    up, carrier = _up(patient.link)
     if not up:
         yield Result(PROBLEM, f"it is down: `ip link set dev {patient.link.name} up`")
     elif not carrier:
@@ -207,7 +208,7 @@ def interface(patient: Patient) -> Iterator[Result]:
 
 
 def address(patient: Patient) -> Iterator[Result]:
-    _, _, addresses = _network(patient.link)
+    addresses = _addresses(patient.link)
     if not addresses:
         yield Result(WARNING, "it has no IPv4 address: a switch suspends a mirror session when nobody answers its ARP "
                               "requests, so give the interface the address that the session names")
@@ -219,10 +220,8 @@ def address(patient: Patient) -> Iterator[Result]:
                               "taken: add the one that the mirror sessions name")
 
 
-def _network(link: Link) -> tuple[bool, bool, list[str]]:
-    """Whether it is up, whether it has a carrier, and its IPv4 addresses."""
-    import socket
-
+def _up(link: Link) -> tuple[bool, bool]:
+    """Whether it is up, and whether it has a carrier."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
     with IPRoute() as route:
@@ -230,9 +229,14 @@ def _network(link: Link) -> tuple[bool, bool, list[str]]:
             found = route.get_links(link.index)[0]
         except NetlinkError as error:
             raise OSError(error.code, "it went away") from None
-        addresses = route.get_addr(family=socket.AF_INET, index=link.index)
-        return (bool(found["flags"] & _IFF_UP), bool(found.get_attr("IFLA_CARRIER")),
-                [message.get_attr("IFA_LOCAL") for message in addresses])
+        return bool(found["flags"] & _IFF_UP), bool(found.get_attr("IFLA_CARRIER"))
+
+
+def _addresses(link: Link) -> list[str]:
+    """Its IPv4 addresses."""
+    from pyroute2 import IPRoute
+    with IPRoute() as route:
+        return [message.get_attr("IFA_LOCAL") for message in route.get_addr(family=socket.AF_INET, index=link.index)]
 
 
 def mtu(patient: Patient) -> Iterator[Result]:

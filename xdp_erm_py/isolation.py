@@ -11,10 +11,9 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-from . import bpf, compiler
+from . import bpf, compiler, sysfs
 from .errors import XdpErmError
 from .links import Link, gone
 from .netlink import CREATE, DUMP, EXCLUSIVE, NESTED, Refused, Rtnetlink, attribute, attributes, text
@@ -50,11 +49,12 @@ class _Filter(NamedTuple):
 
 
 def driver(link: Link) -> str | None:
-    """The interface's driver; None: it is a virtual interface. /sys must be of our network namespace."""
-    try:
-        return os.path.basename(os.readlink(Path("/sys/class/net") / link.name / "device" / "driver"))
-    except OSError:
-        return None
+    """The interface's driver; None: it is a virtual interface."""
+    with sysfs.mounted() as root:
+        try:
+            return os.path.basename(os.readlink(f"class/net/{link.name}/device/driver", dir_fd=root))
+        except OSError:
+            return None
 
 
 def lacks_metadata(link: Link) -> str | None:
