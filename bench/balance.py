@@ -14,6 +14,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,21 +133,15 @@ def together(count: int) -> float:
 
 def _dropped(program: int, cpus: list[int], count: int) -> list[float]:
     """Packets per nanosecond, by CPU, of threads that begin at once."""
-    rates, frame, beginning = [], bytes(SIZE), threading.Barrier(len(cpus))
+    frame, beginning = bytes(SIZE), threading.Barrier(len(cpus))
 
-    def drop(cpu: int) -> None:
+    def drop(cpu: int) -> float:
         os.sched_setaffinity(0, {cpu})  # this thread's
         beginning.wait()
-        rates.append(1 / bpf.run_live(program, frame, count))
+        return 1 / bpf.run_live(program, frame, count)
 
-    threads = [threading.Thread(target=drop, args=(cpu,)) for cpu in cpus]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if len(rates) < len(cpus):
-        raise RuntimeError(f"of {len(cpus)} CPUs {len(rates)} have dropped packets")
-    return rates
+    with ThreadPoolExecutor(len(cpus)) as threads:
+        return list(threads.map(drop, cpus))
 
 
 def run(directory: Path, quick: bool) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,6 +92,20 @@ def test_the_generator_alone_is_measured_where_frames_arrive(xdp: None, monkeypa
     monkeypatch.setattr(balance, "sent", lambda cable: 9_999)
     with pytest.raises(RuntimeError, match="of 10000 frames"):
         balance.generator_alone(10_000)
+
+
+def test_all_cpus_at_once_are_compared_with_the_first(xdp: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def run_live(program: int, frame: bytes, count: int) -> int:
+        used.append(os.sched_getaffinity(0))
+        return count // 10
+
+    before = os.sched_getaffinity(0)
+    monkeypatch.setattr(bpf, "run_live", run_live)
+    assert balance.together(1000) == len(before)
+    assert sorted(map(sorted, used)) == sorted([[cpu] for cpu in before] + [[min(before)]])
+    assert os.sched_getaffinity(0) == before
 
 
 # What one would do without it
