@@ -249,13 +249,14 @@ def test_packets(cable):
     for _ in range(199):
         cable.send(PACKET)
     count("decapsulated", 199)
-    well("packets", "199 packets are decapsulated")
+    well("packets", "199 packets were decapsulated since 20")
 
 
 def patient(counters: dict[str, int], **counted: Any) -> Patient:
     """With these packets, and whatever else stats.snapshot() says."""
     packets = {name: {"packets": counters.get(name, 0), "bytes": 0} for name in shared.COUNTERS}
-    return Patient(None, {}, None, {"counters": packets, "sessions": [], "foreign": [], "cpus": {}, **counted})
+    return Patient(None, {}, None, {"counters": packets, "sessions": [], "foreign": [], "cpus": {},
+                                "attached_at": "2026-01-01T00:00:00.000Z", **counted})
 
 
 @pytest.mark.parametrize("verdict", doctor.CURES)

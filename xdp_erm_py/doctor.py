@@ -319,7 +319,7 @@ def packets(patient: Patient) -> Iterator[Result]:
     total, decapsulated = sum(counted.values()), counted["decapsulated"]
     erm = total - counted["not_erm"]
     if decapsulated:
-        yield Result(OK, f"{decapsulated} packets are decapsulated")
+        yield Result(OK, f"{decapsulated} packets were decapsulated since {patient.counted['attached_at']}")
         yield from _silence(patient)
     elif not total:
         yield Result(WARNING, "no packet has come: is the mirror session on, and its target this interface?")
