@@ -105,7 +105,7 @@ def generator_alone(count: int) -> float:
     layout = generate.layout_of(SIZE, 2011, False)
     module = compiler.module(DROP, [])
     try:
-        with Cable() as cable, attachment.descriptor(bpf.load_xdp("drop", *compiler.function(module, "drop_all"))) \
+        with Cable() as cable, bpf.descriptor(bpf.load_xdp("drop", *compiler.function(module, "drop_all"))) \
                 as program:
             with cable.sensor.entered(), Links() as links:
                 links.attach(links.find(SENSOR_INTERFACE), program, "native")
@@ -125,7 +125,7 @@ def together(count: int) -> float:
     cpus = sorted(os.sched_getaffinity(0))
     module = compiler.module(DROP, [])
     try:
-        with attachment.descriptor(bpf.load_xdp("drop", *compiler.function(module, "drop_all"))) as program:
+        with bpf.descriptor(bpf.load_xdp("drop", *compiler.function(module, "drop_all"))) as program:
             return sum(_dropped(program, cpus, count)) / sum(_dropped(program, cpus[:1], count))
     finally:
         module.cleanup()

@@ -19,7 +19,7 @@ from typing import Any
 
 import websockets
 
-from xdp_erm_py import attachment, bpf, generate
+from xdp_erm_py import attached, attachment, bpf, generate
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 from xdp_erm_py.links import Links
@@ -72,10 +72,10 @@ def memory() -> list[Row]:
     with Cable() as cable, cable.sensor.entered():
         attachment.attach(SENSOR_INTERFACE, InterfaceConfig())
         with Links() as links:
-            found = attachment.find(links, SENSOR_INTERFACE)
+            found = attached.find(links, SENSOR_INTERFACE)
         assert found is not None
         rows = []
-        with attachment.descriptor(bpf.program_fd(found.program_id)) as program:
+        with bpf.descriptor(bpf.program_fd(found.program_id)) as program:
             for name, size in zip(("jited", "translated"), _program_sizes(program)):
                 rows.append(Row(GROUP, f"program, {name}", "bytes", [size]))
         for name, map_id in sorted(found.maps.items()):

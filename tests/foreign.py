@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 
 from xdp_erm_py import bpf
-from xdp_erm_py.attachment import descriptor
+from xdp_erm_py.bpf import descriptor
 from xdp_erm_py.links import Links
 
 # r0 = XDP_PASS; exit

@@ -8,7 +8,7 @@ import struct
 from typing import NamedTuple
 
 from xdp_erm_py import bpf, shared, stats
-from xdp_erm_py.attachment import descriptor
+from xdp_erm_py.bpf import descriptor
 from xdp_erm_py.compiler import PLAIN, Compiled, Variant
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.reference import Session

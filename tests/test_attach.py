@@ -20,7 +20,7 @@ import foreign
 import pytest
 from pyroute2 import IPRoute
 
-from xdp_erm_py import attachment, bpf, compiler, journal, lab, nic, shared, stats
+from xdp_erm_py import attached, attachment, bpf, compiler, journal, lab, nic, shared, stats
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
@@ -108,7 +108,7 @@ def wait_until_gone(open_by_id, number):
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
-            with attachment.descriptor(open_by_id(number)):
+            with bpf.descriptor(open_by_id(number)):
                 time.sleep(0.02)
         except FileNotFoundError:
             return
@@ -147,7 +147,7 @@ def test_nothing_is_left_behind(cable):
     attachment.attach(SENSOR, InterfaceConfig(sources=("10.0.0.0/8",), targets=long))
     attachment.attach(SENSOR, InterfaceConfig(vlan="strip", sources=long))
     with Links() as links:
-        maps = attachment.find(links, SENSOR).maps
+        maps = attached.find(links, SENSOR).maps
     assert set(maps) == {"counters", "own_sessions", "senders", "sessions", "sources", "xdp_erm_state"}
     program_id = link().program_id
     attachment.detach(SENSOR)

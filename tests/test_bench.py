@@ -13,7 +13,7 @@ import pytest
 from machine import needs_zeek
 
 from bench import alternatives, balance, cost, helper, load, table, zeek
-from xdp_erm_py import attachment, bpf, generate, lab
+from xdp_erm_py import attached, bpf, generate, lab
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 
@@ -164,7 +164,7 @@ def test_all_maps_have_a_size(xdp: None) -> None:
     sizes = {row.name: row.values[0] for row in helper.memory()}
     assert all(size > 0 for size in sizes.values())
     assert {"program, jited", "program, translated", "map counters", "map sessions",
-            f"map {attachment.STATE_MAP}"} <= sizes.keys()
+            f"map {attached.STATE_MAP}"} <= sizes.keys()
 
 
 # All of it

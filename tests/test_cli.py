@@ -23,6 +23,7 @@ from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.traffic import SESSIONS, synthetic
 from xdp_erm_py.links import Links
+from xdp_erm_py.publish.reports import seconds
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, str(REPOSITORY / "bin" / "xdp-erm")]
@@ -98,12 +99,15 @@ def test_json(cable, attached):
     octets = mirror(cable, 100)
     interface, = json.loads(run("stats", "--json").stdout)["interfaces"]
     assert list(interface) == [
-        "name", "ifindex", "mode", "program_id", "attached_at", "config", "spread", "counters", "sessions", "foreign",
-        "cpus"]
+        "name", "ifindex", "mode", "program_id", "attached_at", "since_boot", "config", "spread", "counters",
+        "sessions", "foreign", "cpus"]
     with Links() as links:
         assert interface["ifindex"] == links.find(SENSOR).index
     assert (interface["name"], interface["mode"], interface["program_id"]) == (SENSOR, "native", attached)
     assert re.fullmatch(UTC_SECONDS, interface["attached_at"])
+    # The same moment; that of day is cut to seconds.
+    attached_at = time.clock_gettime(time.CLOCK_BOOTTIME) - time.time() + seconds(interface["attached_at"])
+    assert 0 <= interface["since_boot"] - attached_at < 1.1
     assert interface["config"] == {
         "port": [7932], "vlan": "restore", "depth": 3, "mode": "auto", "sources": [], "targets": [], "sessions": True,
         "set_mtu": False, "isolate": True, "spread": "none", "spread_cpus": [], "spread_avoid": [],

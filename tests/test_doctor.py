@@ -17,7 +17,21 @@ import foreign
 import pytest
 from shell import TIMEOUT, shell
 
-from xdp_erm_py import attachment, cli, config, doctor, journal, nic, publish, shared, spread, stats, systemd
+from xdp_erm_py import (
+    attached,
+    attachment,
+    cli,
+    config,
+    doctor,
+    journal,
+    nic,
+    programs,
+    publish,
+    shared,
+    spread,
+    stats,
+    systemd,
+)
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.doctor import OK, PROBLEM, WARNING, Patient
 from xdp_erm_py.errors import XdpErmError
@@ -66,7 +80,7 @@ def test_kernel(cable, monkeypatch):
 
 def test_rights(cable, monkeypatch):
     well("rights", "BPF can be used")
-    monkeypatch.setattr(attachment, "bpf_refused", lambda: "this kernel has no BPF")
+    monkeypatch.setattr(programs, "bpf_refused", lambda: "this kernel has no BPF")
     says("rights", PROBLEM, "this kernel has no BPF")
 
 
@@ -298,7 +312,7 @@ def test_queues():
 def test_reports(cable):
     attachment.attach(SENSOR, InterfaceConfig())
     with Links() as links:
-        attached_at = attachment.find(links, SENSOR).state["attached_at"]
+        attached_at = attached.find(links, SENSOR).state["attached_at"]
     assert found("reports") == []  # no publisher, which is said already
     with process("publish") as pid:
         publish.DEFAULT_PID_FILE.write_text(f"{pid}\n")
@@ -332,7 +346,7 @@ def state() -> list[Any]:
     """All that a doctor could change."""
     with Links() as links:
         link = links.find(SENSOR)
-        carried = copy.deepcopy(attachment.attachment_of(link))
+        carried = copy.deepcopy(attached.attachment_of(link))
     lock = journal.LOCK.stat().st_mtime_ns if journal.LOCK.exists() else None
     rest = shell(f"ethtool -k {SENSOR}; tc filter show dev {SENSOR} ingress; tc qdisc; ip address")
     return [link, carried, lock, rest]

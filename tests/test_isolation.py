@@ -216,7 +216,7 @@ def qdiscs() -> set[str]:
 def add_filter(name: str, preference: int, action: int = 0) -> None:
     """Somebody else's filter, which ends with `action` (0: the frame is fine)."""
     instructions = bytes.fromhex(f"b7000000{action & 0xff:02x}000000 9500000000000000")
-    with attachment.descriptor(bpf.load_classifier("theirs", instructions, b"GPL")) as program, Links() as links, \
+    with bpf.descriptor(bpf.load_classifier("theirs", instructions, b"GPL")) as program, Links() as links, \
             IPRoute() as route:
         route.tc("add-filter", "bpf", links.find(SENSOR).index, 0, fd=program, name=name, parent=0xFFFFFFF2,
                  prio=preference, protocol=3, classid=0, direct_action=True)

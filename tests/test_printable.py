@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdp_erm_py import attachment, bpf, publish, stats
+from xdp_erm_py import attached, attachment, bpf, publish, stats
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
@@ -128,16 +128,16 @@ def test_words_of_the_command_line():
 # The state of a program, which any root process can write
 
 def write_state(state: bytes) -> None:
-    with Links() as links, attachment.descriptor(bpf.program_fd(links.find(SENSOR).program_id)) as program:
+    with Links() as links, bpf.descriptor(bpf.program_fd(links.find(SENSOR).program_id)) as program:
         for number in bpf.program_info(program).map_ids:
             with bpf.Map.by_id(number) as map_:
-                if map_.info.name == attachment.STATE_MAP:
+                if map_.info.name == attached.STATE_MAP:
                     map_.update(bytes(4), state.ljust(map_.info.value_size, b"\0"))
 
 
 def state() -> dict:
     with Links() as links:
-        return attachment.find(links, SENSOR).state
+        return attached.find(links, SENSOR).state
 
 
 def test_texts_of_a_state(cable):

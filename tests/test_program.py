@@ -21,7 +21,7 @@ from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Padding, Raw
 
 from xdp_erm_py import bpf, compiler, shared, stats
-from xdp_erm_py.attachment import descriptor
+from xdp_erm_py.bpf import descriptor
 from xdp_erm_py.compiler import MOST_COMPARED
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.reference import Session

@@ -320,7 +320,7 @@ def test_the_queues_stay_over_swaps_that_change_nothing_of_them(cable):
     """Frames that wait in an old queue would be overtaken otherwise."""
     def queues() -> int:
         with Links() as links:
-            return attachment.find(links, SENSOR_INTERFACE).maps["cpus"]
+            return attached.find(links, SENSOR_INTERFACE).maps["cpus"]
 
     attached(CPUMAP)
     first = queues()

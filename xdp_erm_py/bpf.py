@@ -6,10 +6,12 @@ the kernel's uapi linux/bpf.h; unless said otherwise every function raises OSErr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +71,15 @@ def possible_cpus() -> int:
     """How many values a per-CPU map holds for each key."""
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().replace("-", ",").split(",")[-1]
     return int(last) + 1
+
+
+@contextlib.contextmanager
+def descriptor(fd: int) -> Iterator[int]:
+    """Closes `fd` after the with block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def program_fd(program_id: int) -> int:

@@ -229,25 +229,25 @@ def _attach(args: argparse.Namespace) -> int:
 
 
 def _detach(args: argparse.Namespace) -> int:
-    from . import attachment, privileges
+    from . import attached, attachment, privileges
     from .links import Links
     privileges.require_to_change()
     names = list(dict.fromkeys(args.interfaces))
     if not names:
         with Links() as links:
-            names = [found.link.name for found in attachment.find_all(links)]
+            names = [found.link.name for found in attached.find_all(links)]
         if not names:
             print("xdp-erm is not attached to any interface of this network namespace")
     return _each(names, attachment.detach)
 
 
 def _status(args: argparse.Namespace) -> int:
-    from . import attachment, isolation, privileges, stats
+    from . import attached, isolation, privileges, stats
     from .links import Links
     privileges.require_to_look()
     with Links() as links:
         interfaces = [{**stats.describe(found), "isolated": isolation.is_isolated(found.link)}
-                      for found in attachment.find_all(links)]
+                      for found in attached.find_all(links)]
     if args.json:
         print(json.dumps({"interfaces": interfaces}))
     else:

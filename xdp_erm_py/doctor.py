@@ -13,8 +13,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import attachment, cli, compiler, config, isolation, nic, privileges, publish, shared, spread, stats, systemd
-from .attachment import Attachment
+from . import (
+    attached,
+    attachment,
+    cli,
+    compiler,
+    config,
+    isolation,
+    nic,
+    privileges,
+    programs,
+    publish,
+    shared,
+    spread,
+    stats,
+    systemd,
+)
+from .attached import Attachment
 from .errors import XdpErmError
 from .links import Link, Links
 from .printable import printable, say
@@ -105,8 +120,8 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
     known = _may_look()
     with Links() as links:
         if not names:
-            attached = [found.link.name for found in attachment.find_all(links)] if known else []
-            names = [*configuration.interfaces, *attached]
+            running = [found.link.name for found in attached.find_all(links)] if known else []
+            names = [*configuration.interfaces, *running]
         if not names:
             yield Finding(None, "interfaces", PROBLEM, "no interface: name one, or put it under `interfaces` in "
                                                        f"{file or config.DEFAULT_PATH}")
@@ -122,11 +137,11 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
 
 
 def _patient(link: Link, configured: config.InterfaceConfig, known: bool) -> Patient:
-    attached = attachment.attachment_of(link) if known else None
-    if attached is None:
+    ours = attached.attachment_of(link) if known else None
+    if ours is None:
         return Patient(link, configured.as_dict(), None, {})
-    settings = {**config.InterfaceConfig().as_dict(), **attached.state["config"]}
-    return Patient(link, settings, attached, stats.read(attached))
+    settings = {**config.InterfaceConfig().as_dict(), **ours.state["config"]}
+    return Patient(link, settings, ours, stats.read(ours))
 
 
 def _findings(patient: Patient | None, check: Callable[..., Iterator[Result]]) -> Iterator[Finding]:
@@ -166,7 +181,7 @@ def rights() -> Iterator[Result]:
     except XdpErmError as error:
         yield Result(PROBLEM, f"{error}; what needs it is not looked at")
         return
-    refused = attachment.bpf_refused()
+    refused = programs.bpf_refused()
     yield Result(PROBLEM, refused) if refused else Result(OK, "BPF can be used")
 
 

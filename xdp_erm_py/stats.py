@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from . import bpf, shared
-from .attachment import Attachment, find, find_all
+from .attached import Attachment, find, find_all
 from .errors import XdpErmError
 from .links import Links
 from .privileges import require_to_look

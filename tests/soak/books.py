@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pyroute2 import IPRoute
 
-from xdp_erm_py import attachment, bpf, shared
+from xdp_erm_py import attached, bpf, shared
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE, Cable
 from xdp_erm_py.links import Links
 
@@ -44,7 +44,7 @@ class Books:
     def look(self) -> None:
         """To be called after each command, as it may have attached."""
         with Links() as links:
-            for found in attachment.find_all(links):
+            for found in attached.find_all(links):
                 self.programs.add(found.program_id)
                 self.maps.update(found.maps.values())
                 for name, map_id in found.maps.items():

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xdp_erm_py import bpf, journal, shared
-from xdp_erm_py.attachment import descriptor
+from xdp_erm_py.bpf import descriptor
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 from xdp_erm_py.links import Links

@@ -12,7 +12,7 @@ from soak.books import Life
 from soak.faults import FAULTS, Fault
 from soak.soak import Soak, soak
 from soak.wire import Wire
-from xdp_erm_py import attachment, bpf, shared
+from xdp_erm_py import attached, bpf, shared
 from xdp_erm_py.links import Links
 
 
@@ -30,7 +30,7 @@ def bare(run: Soak) -> None:
 
 
 def miscount(run: Soak) -> None:
-    with Links() as links, bpf.Map.by_id(attachment.find_all(links)[0].maps["counters"]) as counters:
+    with Links() as links, bpf.Map.by_id(attached.find_all(links)[0].maps["counters"]) as counters:
         key = struct.pack("=I", shared.COUNTERS.index("not_erm"))
         values = counters.lookup(key)
         counters.update(key, b"".join(struct.pack("=QQ", 1 + struct.unpack("=QQ", value)[0], 0) for value in values))

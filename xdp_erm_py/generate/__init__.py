@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from .. import attachment, bpf, compiler
+from .. import bpf, compiler
 from ..errors import UsageError, XdpErmError
 from ..lab.traffic import encapsulate, internet_checksum, ipv4_header
 from ..printable import say
@@ -123,7 +123,7 @@ def loaded(ifindex: int, layout: Layout, flows: int, sessions: int) -> Iterator[
         generator = struct.pack(f"=Q{layout.headers}s", 0, layout.frame)
         generator = generator.ljust(-(-len(generator) // 8) * 8, b"\0")  # as C pads it
         bpf.update(module[b"generator"].map_fd, bytes(4), generator)
-        with attachment.descriptor(bpf.load_xdp(PROGRAM, *compiler.function(module, PROGRAM))) as program:
+        with bpf.descriptor(bpf.load_xdp(PROGRAM, *compiler.function(module, PROGRAM))) as program:
             yield program
     finally:
         module.cleanup()

@@ -1,0 +1,109 @@
+"""Finds our program on an interface, and what it knows of itself.
+
+There is no state file: the interface names its program, the program its maps, and one of these, `xdp_erm_state`, holds
+what later commands need to know, as JSON. It lives and dies with the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from datetime import datetime, timezone
+from typing import Any
+
+from . import bpf, compiler
+from .links import Link, Links
+
+STATE_MAP = "xdp_erm_state"
+_STATE_KEY = bytes(4)
+_STATE_TYPES = {"version": str, "digest": str, "config": dict, "nic": dict}
+_TIME = "%Y-%m-%dT%H:%M:%SZ"  # UTC
+
+
+@dataclasses.dataclass
+class Attachment:
+    """Our program on an interface."""
+
+    link: Link
+    state: dict[str, Any]
+    """version, digest, config, attached_at, since_boot (the same moment in seconds since boot), spread (a spread.Plan),
+    frags (whether it takes frames in several pieces of memory), nic (what was changed for it, see nic.py)"""
+    maps: dict[str, int]
+    """The program's maps: ids by name."""
+
+    @property
+    def program_id(self) -> int:
+        assert self.link.program_id is not None
+        return self.link.program_id
+
+    @property
+    def mode(self) -> str:
+        assert self.link.mode is not None
+        return self.link.mode
+
+
+def find(links: Links, name: str) -> Attachment | None:
+    """Our program on interface `name`; None where there is none or somebody else's."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # swapped or detached while we looked
+            return _attachment_of(links.find(name))
+
+
+def find_all(links: Links) -> list[Attachment]:
+    """Our programs on the interfaces of this network namespace."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # swapped or detached while we looked
+            found = [_attachment_of(link) for link in links]
+            return [attachment for attachment in found if attachment is not None]
+
+
+def attachment_of(link: Link) -> Attachment | None:
+    """Our program on `link`, recognised by its state map."""
+    try:
+        return _attachment_of(link)
+    except FileNotFoundError:
+        return None  # detached while we looked
+
+
+def _attachment_of(link: Link) -> Attachment | None:
+    """FileNotFoundError: the program is gone by now."""
+    if link.program_id is None:
+        return None
+    with bpf.descriptor(bpf.program_fd(link.program_id)) as program:
+        info = bpf.program_info(program)
+        if info.name != compiler.PROGRAM:
+            return None
+        maps = {}
+        state = None
+        for map_id in info.map_ids:
+            with bpf.Map.by_id(map_id) as map_:
+                maps[map_.info.name] = map_id
+                if map_.info.name == STATE_MAP:
+                    value = map_.lookup(_STATE_KEY)
+                    state = _state(value[0]) if value else None
+    return Attachment(link, state, maps) if state else None
+
+
+def _state(value: bytes) -> dict[str, Any] | None:
+    """What a state map says. None: no state of ours, as any root process can make a map of that name."""
+    try:
+        state = json.loads(value.rstrip(b"\0"))
+        datetime.strptime(state["attached_at"], _TIME)
+        plausible = all(isinstance(state[key], kind) for key, kind in _STATE_TYPES.items())
+        plan = state.get("spread")  # versions before it had none
+        if plan:
+            plausible &= isinstance(plan["how"], str) and all(type(cpu) is int for cpu in plan["cpus"])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return state if plausible else None
+
+
+def write_state(state_map: bpf.Map, state: dict[str, Any]) -> None:
+    """Puts the state into its map, padded with NUL bytes."""
+    state_map.update(_STATE_KEY, json.dumps(state).encode().ljust(state_map.info.value_size, b"\0"))
+
+
+def now() -> str:
+    """The time, as a state has it."""
+    return datetime.now(timezone.utc).strftime(_TIME)
