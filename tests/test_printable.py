@@ -24,6 +24,7 @@ from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.links import Links
 from xdp_erm_py.printable import printable
+from xdp_erm_py.publish import events
 from xdp_erm_py.publish.reports import Reporter
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
@@ -114,7 +115,7 @@ def test_the_publisher_among_odd_names(odd, tmp_path):
     assert (name["data"], drops["data"]) == (SEEN, 0)
     subprocess.run(["ip", "link", "delete", RED], check=True, timeout=TIMEOUT)
     message, = reporter.collect()
-    assert (message.interface, message.end) == (SEEN, None)
+    assert (message.interface, events.DETACHED in message.text) == (SEEN, True)
 
 
 def test_words_of_the_command_line():
