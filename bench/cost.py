@@ -172,7 +172,7 @@ def receiver(directory: Path) -> Iterator[Members]:
 
 
 def run(directory: Path, quick: bool) -> list[Row]:
-    rounds, count = (2, 20_000) if quick else (9, 400_000)
+    rounds, count = (2, 20_000) if quick else (25, 400_000)
     measured: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         made = {name: stack.enter_context(loaded(case)) for name, case in cases().items()}

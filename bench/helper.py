@@ -36,7 +36,7 @@ CONFIGS = (InterfaceConfig(vlan="strip"), InterfaceConfig())
 
 
 def run(directory: Path, quick: bool) -> list[Row]:
-    return [*attaching(2 if quick else 9), *swapping(directory, SWAPS), *memory(), *publishing(quick)]
+    return [*attaching(2 if quick else 9), *swapping(directory, 3 if quick else SWAPS), *memory(), *publishing(quick)]
 
 
 def attaching(rounds: int) -> list[Row]:
