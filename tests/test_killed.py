@@ -45,14 +45,14 @@ sys.exit(main(command))
 
 ATTACH = [  # module, class, function, which call of it
     ("links", "Links", "set_mtu", 1), ("nic", "", "_set", 1), ("compiler", "", "classifier", 1),
-    ("isolation", "", "_make_qdisc", 1), ("isolation", "", "_add_filter", 1), ("attachment", "", "_write", 1),
-    ("links", "Links", "attach", 1), ("nic", "", "settle", 1), ("attachment", "", "_write", 2),
+    ("isolation", "", "_make_qdisc", 1), ("isolation", "", "_add_filter", 1), ("programs", "", "write_state", 1),
+    ("links", "Links", "attach", 1), ("nic", "", "settle", 1), ("attachment", "", "write_state", 1),
 ]
 DETACH = [
     ("links", "Links", "detach", 1), ("links", "Links", "set_mtu", 1), ("nic", "", "_set", 1),
     ("isolation", "", "_remove_qdisc", 1),
 ]
-SWAP = [("attachment", "", "_write", 1), ("links", "Links", "attach", 1), ("attachment", "", "_write", 2)]
+SWAP = [("programs", "", "write_state", 1), ("links", "Links", "attach", 1), ("attachment", "", "write_state", 1)]
 
 
 def steps(table):

@@ -33,6 +33,7 @@ from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
 
 from xdp_erm_py import attachment, bpf, compiler, config, generate, lab, rps, spread, stats
+from xdp_erm_py.attached import find
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.lab import cable as cables
@@ -320,7 +321,7 @@ def test_the_queues_stay_over_swaps_that_change_nothing_of_them(cable):
     """Frames that wait in an old queue would be overtaken otherwise."""
     def queues() -> int:
         with Links() as links:
-            return attached.find(links, SENSOR_INTERFACE).maps["cpus"]
+            return find(links, SENSOR_INTERFACE).maps["cpus"]
 
     attached(CPUMAP)
     first = queues()
