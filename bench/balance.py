@@ -53,7 +53,7 @@ def arrangements() -> dict[str, InterfaceConfig | None]:
     cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (cpu == GENERATOR_CPU, cpu))
     found = {"no XDP": None, "xdp-erm none": InterfaceConfig()}
     for how in ("rps", "cpumap"):
-        for count in SPREAD[:len(cpus)]:
+        for count in SPREAD:
             if count <= len(cpus):
                 name = f"xdp-erm {how}, {count} CPU{'s' if count > 1 else ''}"
                 found[name] = InterfaceConfig(spread=how, spread_cpus=tuple(cpus[:count]))
@@ -100,35 +100,37 @@ def measure(cable: Cable, directory: Path, case: Case, seconds: float) -> Reache
         return reached(load, members, seconds)
 
 
+@contextlib.contextmanager
+def dropping() -> Iterator[int]:
+    """A program that drops all, loaded: its descriptor."""
+    module = compiler.module(DROP, [])
+    try:
+        with bpf.descriptor(bpf.load_xdp("drop", *compiler.function(module, "drop_all"))) as program:
+            yield program
+    finally:
+        module.cleanup()
+
+
 def generator_alone(count: int) -> float:
     """Packets per second that the generator makes for a receiver that drops them at once."""
     layout = generate.layout_of(SIZE, 2011, False)
-    module = compiler.module(DROP, [])
-    try:
-        with Cable() as cable, bpf.descriptor(bpf.load_xdp("drop", *compiler.function(module, "drop_all"))) \
-                as program:
-            with cable.sensor.entered(), Links() as links:
-                links.attach(links.find(SENSOR_INTERFACE), program, "native")
-            cable.wait_for_carrier()
-            with cable.switch.entered(), Links() as links, \
-                    generate.loaded(links.find(SWITCH_INTERFACE).index, layout, FLOWS, 1) as generator:
-                nanoseconds = bpf.run_live(generator, layout.frame, count)
-            if sent(cable) < count:
-                raise RuntimeError(f"of {count} frames of the generator the receiver has seen {sent(cable)}")
-            return 1e9 / nanoseconds
-    finally:
-        module.cleanup()
+    with Cable() as cable, dropping() as program:
+        with cable.sensor.entered(), Links() as links:
+            links.attach(links.find(SENSOR_INTERFACE), program, "native")
+        cable.wait_for_carrier()
+        with cable.switch.entered(), Links() as links, \
+                generate.loaded(links.find(SWITCH_INTERFACE).index, layout, FLOWS, 1) as generator:
+            nanoseconds = bpf.run_live(generator, layout.frame, count)
+        if sent(cable) < count:
+            raise RuntimeError(f"of {count} frames of the generator the receiver has seen {sent(cable)}")
+        return 1e9 / nanoseconds
 
 
 def together(count: int) -> float:
     """How many times the packets of one CPU all CPUs drop at once."""
     cpus = sorted(os.sched_getaffinity(0))
-    module = compiler.module(DROP, [])
-    try:
-        with bpf.descriptor(bpf.load_xdp("drop", *compiler.function(module, "drop_all"))) as program:
-            return sum(_dropped(program, cpus, count)) / sum(_dropped(program, cpus[:1], count))
-    finally:
-        module.cleanup()
+    with dropping() as program:
+        return sum(_dropped(program, cpus, count)) / sum(_dropped(program, cpus[:1], count))
 
 
 def _dropped(program: int, cpus: list[int], count: int) -> list[float]:

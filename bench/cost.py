@@ -123,11 +123,8 @@ class Loaded:
         source = source.replace(f"int {compiler.PROGRAM}(", f"static __always_inline int {compiler.PROGRAM}(")
         source += HARNESS % {"words": case.headers // 8, "statement": case.statement, "end": case.end}
         self._module = compiler.module(source.encode(), compiler.flags(case.config, case.variant))
-        for name, addresses in (("sources", case.config.sources), ("targets", case.config.targets)):
-            if compiler.is_long(addresses):
-                compiler.fill(self._module[name.encode()].map_fd, addresses)
-        for lane, cpu in enumerate(case.variant.cpus):
-            bpf.update(self._module[b"lanes"].map_fd, struct.pack("=I", lane), struct.pack("=I", cpu))
+        compiler.fill(self._module, case.config, case.variant)
+        for cpu in case.variant.cpus:
             # A queue without a program. Nothing comes into it: the harness drops what has been handed over.
             bpf.update(self._module[b"cpus"].map_fd, struct.pack("=I", cpu), struct.pack("=Ii", 64, 0))
         bpf.update(self._module[b"original"].map_fd, bytes(4), case.frame[:case.headers])

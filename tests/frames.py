@@ -9,6 +9,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, bind_layers
 
+from xdp_erm_py.compiler import MOST_COMPARED
 from xdp_erm_py.reference import Session
 from xdp_erm_py.shared import ERM_DEFAULT_PORT
 
@@ -31,6 +32,8 @@ bind_layers(ERM, Ether)
 
 SWITCH, SENSOR = "198.51.100.1", "192.0.2.1"
 SESSION = Session(SWITCH, 5)
+#: Addresses that no frame has. With them an allow list is looked up, not compared one by one.
+ELSEWHERE = tuple(f"10.77.{number}.77" for number in range(MOST_COMPARED))
 
 ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 from machine import ZEEK, needs_zeek, package_repository
-from soak.zeek import Zeek, serving
+from soak.soak import running
+from soak.zeek import Zeek
 from test_publish import ATTACHED_AT, HOST, reading
 
 from xdp_erm_py.lab.namespace import Namespace
@@ -32,7 +33,7 @@ LOGGED_AT = ATTACHED_AT.replace("Z", ".000")
 
 # Publishes what stands in a file; `prelude` may change the rest.
 PUBLISH = """
-import importlib, json, os, signal, sys
+import json, sys
 from pathlib import Path
 from xdp_erm_py import stats
 from xdp_erm_py.cli import main
@@ -44,24 +45,11 @@ exec(prelude)
 sys.exit(main(command))
 """
 
-# Is killed before or after the nth call of a function.
+# Is killed at the nth call of a function.
 KILLED = """
-owner = importlib.import_module("xdp_erm_py.publish.{module}")
-for name in filter(None, "{owner}".split(".")):
-    owner = getattr(owner, name)
-original, calls = owner.{step}, 0
-
-def killed(*arguments, **keywords):
-    global calls
-    calls += 1
-    if calls == {number} and "{when}" == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = original(*arguments, **keywords)
-    if calls == {number}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-owner.{step} = killed
+sys.path.append("tests")
+from killer import kill_at
+kill_at("publish.{module}", "{owner}", "{step}", "{when}", {number})
 """
 
 
@@ -127,7 +115,7 @@ def place(tmp_path: Path) -> Iterator[Publishing]:
         with namespace.entered():
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=TIMEOUT)
         place = Publishing(namespace, tmp_path)
-        with serving(place.zeek):
+        with running(place.zeek):
             yield place
         for process in place.processes:
             if process.poll() is None:

@@ -21,24 +21,11 @@ TIMEOUT = 60  # seconds
 
 # Runs a command of the command line that is killed before or after the nth call of a function.
 KILLED = """
-import importlib, os, signal, sys
+import sys
+sys.path.append("tests")
+from killer import kill_at
 _, module, owner, step, when, number, *command = sys.argv
-place = importlib.import_module(f"xdp_erm_py.{module}")
-for name in filter(None, owner.split(".")):
-    place = getattr(place, name)
-original, calls = getattr(place, step), 0
-
-def killed(*arguments, **keywords):
-    global calls
-    calls += 1
-    if calls == int(number) and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = original(*arguments, **keywords)
-    if calls == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-setattr(place, step, killed)
+kill_at(module, owner, step, when, int(number))
 from xdp_erm_py.cli import main
 sys.exit(main(command))
 """

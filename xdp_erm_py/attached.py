@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from . import bpf, compiler
 from .links import Link, Links
@@ -18,6 +19,7 @@ from .links import Link, Links
 STATE_MAP = "xdp_erm_state"
 _STATE_KEY = bytes(4)
 _STATE_TYPES = {"version": str, "digest": str, "config": dict, "nic": dict}
+Seen = TypeVar("Seen")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"  # UTC
 
 
@@ -43,19 +45,22 @@ class Attachment:
         return self.link.mode
 
 
+def undisturbed(look: Callable[[], Seen]) -> Seen:
+    """What `look` returns once no program or map is swapped or detached under it (FileNotFoundError)."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return look()
+
+
 def find(links: Links, name: str) -> Attachment | None:
     """Our program on interface `name`; None where there is none or somebody else's."""
-    while True:
-        with contextlib.suppress(FileNotFoundError):  # swapped or detached while we looked
-            return _attachment_of(links.find(name))
+    return undisturbed(lambda: _attachment_of(links.find(name)))
 
 
 def find_all(links: Links) -> list[Attachment]:
     """Our programs on the interfaces of this network namespace."""
-    while True:
-        with contextlib.suppress(FileNotFoundError):  # swapped or detached while we looked
-            found = [_attachment_of(link) for link in links]
-            return [attachment for attachment in found if attachment is not None]
+    found = undisturbed(lambda: [_attachment_of(link) for link in links])
+    return [attachment for attachment in found if attachment is not None]
 
 
 def attachment_of(link: Link) -> Attachment | None:

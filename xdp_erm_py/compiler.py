@@ -48,7 +48,7 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     vlan = shared.VLAN_MODES[config.vlan]
     defines = [f"ERM_IS_PORT(port)=({ports})", f"ERM_DEPTH={config.depth}", f"ERM_VLAN={vlan}"]
     for name, addresses in (("SOURCE", config.sources), ("TARGET", config.targets)):
-        if is_long(addresses):
+        if _is_long(addresses):
             defines.append(f"ERM_{name}S={len(addresses)}")
         else:
             defines.append(f"ERM_IS_{name}(address)={_comparison(addresses)}")
@@ -67,7 +67,7 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     return ["-D" + define for define in defines]
 
 
-def is_long(addresses: tuple[str, ...]) -> bool:
+def _is_long(addresses: tuple[str, ...]) -> bool:
     """Whether an allow list is too long for its prefixes to be compared one by one, so that it is a map."""
     return len(addresses) > MOST_COMPARED
 
@@ -183,7 +183,7 @@ class Compiled:
                 self._arrival = module(source(ARRIVAL_SOURCE), [])
                 stack.callback(self._arrival.cleanup)
                 self.maps["arrived"] = self._arrival[b"arrived"].map_fd
-            self._fill()
+            fill(self._program, config, variant)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Compiled:
@@ -194,19 +194,12 @@ class Compiled:
 
     def _own_maps(self) -> dict[str, int]:
         names = ["counters"]
-        names += ["sources"] if is_long(self._config.sources) else []
-        names += ["targets"] if is_long(self._config.targets) else []
+        names += ["sources"] if _is_long(self._config.sources) else []
+        names += ["targets"] if _is_long(self._config.targets) else []
         names += ["senders"] if self._config.sources or self._config.targets else []
         names += ["own_sessions", "sessions"] if self._config.sessions else []
         names += ["cpus", "lanes", "steered"] if self._variant.cpus else []
         return {name: self._program[name.encode()].map_fd for name in names}
-
-    def _fill(self) -> None:
-        for name, addresses in (("sources", self._config.sources), ("targets", self._config.targets)):
-            if is_long(addresses):
-                fill(self.maps[name], addresses)
-        for lane, cpu in enumerate(self._variant.cpus):
-            bpf.update(self.maps["lanes"], struct.pack("=I", lane), struct.pack("=I", cpu))
 
     def map_info(self, name: str) -> bpf.MapInfo:
         """The shape of one of `maps`."""
@@ -255,8 +248,13 @@ def _copy(source: Any, directory: Path) -> None:
             (directory / entry.name).write_bytes(entry.read_bytes())
 
 
-def fill(fd: int, addresses: tuple[str, ...]) -> None:
-    """Puts prefixes into an allow list: the length in bits, then the address in network byte order."""
-    for address in addresses:
-        network = ipaddress.IPv4Network(address)
-        bpf.update(fd, struct.pack("=I4s", network.prefixlen, network.network_address.packed), b"\1")
+def fill(compiled: Any, config: InterfaceConfig, variant: Variant) -> None:
+    """Puts into a compiled program's maps what it only reads: long allow lists, and the CPUs that take part."""
+    for name, addresses in ((b"sources", config.sources), (b"targets", config.targets)):
+        if _is_long(addresses):
+            for network in map(ipaddress.IPv4Network, addresses):
+                # The length in bits, then the address in network byte order.
+                prefix = struct.pack("=I4s", network.prefixlen, network.network_address.packed)
+                bpf.update(compiled[name].map_fd, prefix, b"\1")
+    for lane, cpu in enumerate(variant.cpus):
+        bpf.update(compiled[b"lanes"].map_fd, struct.pack("=I", lane), struct.pack("=I", cpu))

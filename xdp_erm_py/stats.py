@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import struct
 import time
@@ -10,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from . import bpf, shared
-from .attached import Attachment, find, find_all
+from .attached import Attachment, find, find_all, undisturbed
 from .errors import XdpErmError
 from .links import Links
 from .privileges import require_to_look
@@ -24,9 +23,7 @@ def snapshot(name: str | None = None) -> list[dict[str, Any]]:
     """
     require_to_look()
     with Links() as links:
-        while True:
-            with contextlib.suppress(FileNotFoundError):  # swapped or detached while we read
-                return [read(attachment) for attachment in _attachments(links, name)]
+        return undisturbed(lambda: [read(attachment) for attachment in _attachments(links, name)])
 
 
 def _attachments(links: Links, name: str | None) -> list[Attachment]:

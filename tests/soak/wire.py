@@ -13,12 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-from frames import ERM, ETHER, MACS, ip, udp
+from frames import ELSEWHERE, ERM, ETHER, MACS, ip, udp
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import ARP
 from scapy.packet import Packet, Raw
 
-from xdp_erm_py.compiler import MOST_COMPARED
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE, Cable
 from xdp_erm_py.lab.fanout import (
@@ -75,7 +74,7 @@ _FRAMES = [bytes(frame) for frame in KINDS.values()]
 #: What the configurations that a soak takes turns with may differ in; see faults.py.
 NARROW = {"port": (7932,), "sources": ("198.51.100.0/24",), "targets": ("192.0.2.1",)}
 #: The same senders, on a list so long that it is looked up.
-LONG = NARROW["sources"] + tuple(f"10.77.{number}.77" for number in range(MOST_COMPARED))
+LONG = NARROW["sources"] + ELSEWHERE
 
 
 @functools.cache

@@ -109,12 +109,3 @@ class Zeek(threading.Thread):
                 self.detached += 1
         return events.encode(events.ACKNOWLEDGEMENT_TOPIC, events.ACKNOWLEDGED, events.string(host),
                              events.string(interface), events.count(sequence))
-
-
-@contextlib.contextmanager
-def serving(zeek: Zeek) -> Iterator[Zeek]:
-    zeek.start()
-    try:
-        yield zeek
-    finally:
-        zeek.end()
