@@ -9,8 +9,8 @@ import platform
 import time
 from pathlib import Path
 
-from xdp_erm_py import bpf
-from xdp_erm_py.privileges import require_to_change
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.privileges import require_to_change
 
 from . import alternatives, balance, cost, helper, load, table, zeek
 

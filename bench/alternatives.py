@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from xdp_erm_py import generate
 from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 from xdp_erm_py.lab.traffic import SENSOR_ADDRESS, internet_checksum
 

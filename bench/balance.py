@@ -18,10 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from xdp_erm_py import attachment, bpf, compiler, generate
 from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.interface import attachment
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.links import Links
+from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
-from xdp_erm_py.links import Links
+from xdp_erm_py.program import compiler
 
 from .load import FLOWS, GENERATOR_CPU, Load, Members, Reached, let_in_without_xdp, reached, sent
 from .table import Row

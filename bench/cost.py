@@ -16,11 +16,15 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from xdp_erm_py import bpf, compiler, generate, isolation, shared
+from xdp_erm_py import shared
 from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.interface import isolation
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.links import Links
+from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.namespace import Namespace
 from xdp_erm_py.lab.traffic import encapsulate
-from xdp_erm_py.links import Links
+from xdp_erm_py.program import compiler
 
 from .load import Members
 from .table import Row

@@ -19,10 +19,12 @@ from typing import Any
 
 import websockets
 
-from xdp_erm_py import attached, attachment, bpf, generate
 from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.interface import attached, attachment
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.links import Links
+from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
-from xdp_erm_py.links import Links
 from xdp_erm_py.publish import DEFAULT_INTERVAL, events
 
 from .load import Load, Members, settled

@@ -15,7 +15,9 @@ from typing import IO, NamedTuple
 
 from pyroute2 import IPRoute
 
-from xdp_erm_py import bpf, generate, stats
+from xdp_erm_py.interface import stats
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
 
 FLOWS = 2000

@@ -2,7 +2,7 @@
 /*
  * Makes each frame of a test run with live frames one of `xdp-erm generate`: writes its headers and sends it out.
  *
- * xdp_erm_py/generate compiles it with what is asked for:
+ * xdp_erm_py/lab/generate.py compiles it with what is asked for:
  *	GENERATE_IFINDEX	the interface it goes out of
  *	GENERATE_FLOWS, GENERATE_SESSIONS	they take turns, and a flow stays in one session
  *	GENERATE_HEADERS	bytes of headers, wrapping included

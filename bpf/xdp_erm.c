@@ -4,7 +4,7 @@
  * was on the mirrored port. Every packet gets one verdict, is counted at one exit and is passed on, or handed to
  * another CPU that passes it on: this program never drops.
  *
- * xdp_erm_py/compiler.py compiles it with what is configured:
+ * xdp_erm_py/program/compiler.py compiles it with what is configured:
  *	ERM_IS_PORT(port)	whether a UDP destination port (host byte order) carries ERM
  *	ERM_DEPTH		levels of ERM that are peeled, 1 to ERM_MAX_DEPTH
  *	ERM_VLAN		one of VLAN_RESTORE, VLAN_TAGGED, VLAN_STRIP

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from program import Program
 
-from xdp_erm_py import bpf
 from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.kernel import bpf
 from xdp_erm_py.lab.cable import Cable
 
 DEFAULT = InterfaceConfig()

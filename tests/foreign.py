@@ -6,9 +6,9 @@ import contextlib
 import struct
 from collections.abc import Iterator
 
-from xdp_erm_py import bpf
-from xdp_erm_py.bpf import descriptor
-from xdp_erm_py.links import Links
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.bpf import descriptor
+from xdp_erm_py.kernel.links import Links
 
 # r0 = XDP_PASS; exit
 INSTRUCTIONS = bytes.fromhex("b700000002000000 9500000000000000")

@@ -9,8 +9,8 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, bind_layers
 
-from xdp_erm_py.compiler import MOST_COMPARED
-from xdp_erm_py.reference import Session
+from xdp_erm_py.program.compiler import MOST_COMPARED
+from xdp_erm_py.program.reference import Session
 from xdp_erm_py.shared import ERM_DEFAULT_PORT
 
 

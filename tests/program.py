@@ -7,11 +7,13 @@ import os
 import struct
 from typing import NamedTuple
 
-from xdp_erm_py import bpf, shared, stats
-from xdp_erm_py.bpf import descriptor
-from xdp_erm_py.compiler import PLAIN, Compiled, Variant
+from xdp_erm_py import shared
 from xdp_erm_py.config import InterfaceConfig
-from xdp_erm_py.reference import Session
+from xdp_erm_py.interface import stats
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.bpf import descriptor
+from xdp_erm_py.program.compiler import PLAIN, Compiled, Variant
+from xdp_erm_py.program.reference import Session
 
 XDP_PASS, XDP_REDIRECT = 2, 4
 MARK = struct.pack("=I", shared.ERM_MARK)

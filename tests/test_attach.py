@@ -20,14 +20,17 @@ import foreign
 import pytest
 from pyroute2 import IPRoute
 
-from xdp_erm_py import attached, attachment, bpf, compiler, journal, lab, nic, shared, stats
+from xdp_erm_py import lab, shared
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.interface import attached, attachment, journal, nic, stats
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.links import Link, Links
+from xdp_erm_py.kernel.netlink import Refused
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.traffic import synthetic
-from xdp_erm_py.links import Link, Links
-from xdp_erm_py.netlink import Refused
+from xdp_erm_py.program import compiler
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 TIMEOUT = 60  # seconds

@@ -15,7 +15,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.utils import rdpcap
 
 from xdp_erm_py.config import InterfaceConfig
-from xdp_erm_py.reference import Session
+from xdp_erm_py.program.reference import Session
 
 CAPTURE = Path(__file__).resolve().parents[2] / "shared" / "captures" / "hp-erm-1.cap"
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from xdp_erm_py import __version__, attachment, lab, shared, stats
+from xdp_erm_py import __version__, lab, shared
 from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.interface import attachment, stats
+from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.traffic import SESSIONS, synthetic
-from xdp_erm_py.links import Links
 from xdp_erm_py.publish.reports import seconds
 
 REPOSITORY = Path(__file__).resolve().parents[1]

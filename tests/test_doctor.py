@@ -17,28 +17,15 @@ import foreign
 import pytest
 from shell import TIMEOUT, shell
 
-from xdp_erm_py import (
-    attached,
-    attachment,
-    cli,
-    config,
-    doctor,
-    journal,
-    nic,
-    programs,
-    publish,
-    shared,
-    spread,
-    stats,
-    systemd,
-)
+from xdp_erm_py import cli, config, doctor, publish, shared, systemd
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.doctor import OK, PROBLEM, WARNING, Patient
 from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.interface import attached, attachment, journal, nic, programs, spread, stats
+from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.traffic import synthetic
-from xdp_erm_py.links import Links
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 PACKET = next(iter(synthetic(flows=1, packets=1))).sent

@@ -9,8 +9,9 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from xdp_erm_py import attachment, cli, stats
+from xdp_erm_py import cli
 from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.interface import attachment, stats
 from xdp_erm_py.lab import fanout
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
 

@@ -22,16 +22,19 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLA
 from scapy.layers.l2 import ARP, Ether
 from shell import TIMEOUT, shell
 
-from xdp_erm_py import attachment, bpf, compiler, isolation, journal, lab, shared, stats
+from xdp_erm_py import lab, shared
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.interface import attachment, isolation, journal, stats
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.namespace import Namespace
 from xdp_erm_py.lab.traffic import Packet
-from xdp_erm_py.links import Links
-from xdp_erm_py.reference import insert_vlan_tag
+from xdp_erm_py.program import compiler
+from xdp_erm_py.program.reference import insert_vlan_tag
 
 HOST_INTERFACES = Path("/sys/class/net")
 ADDRESS, ADDRESS6, OTHER, OTHER6 = "10.5.0.1", "fd00:5::1", "10.5.0.9", "fd00:5::9"

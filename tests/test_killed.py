@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from xdp_erm_py import attachment, isolation, journal, stats
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.interface import attachment, isolation, journal, stats
+from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
-from xdp_erm_py.links import Links
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 60  # seconds
@@ -31,15 +31,18 @@ sys.exit(main(command))
 """
 
 ATTACH = [  # module, class, function, which call of it
-    ("links", "Links", "set_mtu", 1), ("nic", "", "_set", 1), ("compiler", "", "classifier", 1),
-    ("isolation", "", "_make_qdisc", 1), ("isolation", "", "_add_filter", 1), ("programs", "", "write_state", 1),
-    ("links", "Links", "attach", 1), ("nic", "", "settle", 1), ("attachment", "", "write_state", 1),
+    ("kernel.links", "Links", "set_mtu", 1), ("interface.nic", "", "_set", 1),
+    ("program.compiler", "", "classifier", 1), ("interface.isolation", "", "_make_qdisc", 1),
+    ("interface.isolation", "", "_add_filter", 1), ("interface.programs", "", "write_state", 1),
+    ("kernel.links", "Links", "attach", 1), ("interface.nic", "", "settle", 1),
+    ("interface.attachment", "", "write_state", 1),
 ]
 DETACH = [
-    ("links", "Links", "detach", 1), ("links", "Links", "set_mtu", 1), ("nic", "", "_set", 1),
-    ("isolation", "", "_remove_qdisc", 1),
+    ("kernel.links", "Links", "detach", 1), ("kernel.links", "Links", "set_mtu", 1), ("interface.nic", "", "_set", 1),
+    ("interface.isolation", "", "_remove_qdisc", 1),
 ]
-SWAP = [("programs", "", "write_state", 1), ("links", "Links", "attach", 1), ("attachment", "", "write_state", 1)]
+SWAP = [("interface.programs", "", "write_state", 1), ("kernel.links", "Links", "attach", 1),
+        ("interface.attachment", "", "write_state", 1)]
 
 
 def steps(table):
@@ -121,7 +124,7 @@ def test_swap(cable, module, owner, step, number, when):
 
 def test_nothing_temporary_is_left(cable, tmp_path):
     """By a command that is killed when bcc has just compiled."""
-    killed("attach", SENSOR, at=("compiler", "os.environ", "pop", 1, "before"), TMPDIR=str(tmp_path))
+    killed("attach", SENSOR, at=("program.compiler", "os.environ", "pop", 1, "before"), TMPDIR=str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 

@@ -30,7 +30,7 @@ from xdp_erm_py.lab.cable import MAX_FRAME_LEN, SENSOR_INTERFACE, Cable
 from xdp_erm_py.lab.capture import captured, read_pcap
 from xdp_erm_py.lab.fanout import FanoutWorkers, flow_key
 from xdp_erm_py.lab.traffic import Packet, internet_checksum, synthetic
-from xdp_erm_py.reference import decapsulate
+from xdp_erm_py.program.reference import decapsulate
 from xdp_erm_py.shared import COUNTERS
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]

@@ -18,11 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdp_erm_py import attached, attachment, bpf, publish, stats
+from xdp_erm_py import publish
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.interface import attached, attachment, stats
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
-from xdp_erm_py.links import Links
 from xdp_erm_py.printable import printable
 from xdp_erm_py.publish import events
 from xdp_erm_py.publish.reports import Reporter

@@ -20,11 +20,14 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Padding, Raw
 
-from xdp_erm_py import bpf, compiler, shared, stats
-from xdp_erm_py.bpf import descriptor
-from xdp_erm_py.compiler import MOST_COMPARED
+from xdp_erm_py import shared
 from xdp_erm_py.config import InterfaceConfig
-from xdp_erm_py.reference import Session
+from xdp_erm_py.interface import stats
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.bpf import descriptor
+from xdp_erm_py.program import compiler
+from xdp_erm_py.program.compiler import MOST_COMPARED
+from xdp_erm_py.program.reference import Session
 
 STRIP = InterfaceConfig(vlan="strip")
 

@@ -32,15 +32,18 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
 
-from xdp_erm_py import attachment, bpf, compiler, config, generate, lab, rps, spread, stats
-from xdp_erm_py.attached import find
+from xdp_erm_py import config, lab
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.interface import attachment, spread, stats
+from xdp_erm_py.interface.attached import find
+from xdp_erm_py.kernel import bpf, rps
+from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.lab import cable as cables
-from xdp_erm_py.lab import traffic
+from xdp_erm_py.lab import generate, traffic
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
 from xdp_erm_py.lab.fanout import PACKET_STATISTICS, SO_RCVBUFFORCE, SOL_PACKET, FanoutWorkers
-from xdp_erm_py.links import Link, Links
+from xdp_erm_py.program import compiler
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 TIMEOUT = 60  # seconds

@@ -20,6 +20,7 @@ except ModuleNotFoundError:
 
 from . import __version__, config
 from .errors import UsageError, XdpErmError
+from .modules import PACKAGES
 from .printable import printable, say
 
 
@@ -70,10 +71,6 @@ def _failed(error: XdpErmError) -> int:
     return error.exit_status
 
 
-#: What each module is called as a package of Debian and Ubuntu, and of RHEL and Fedora.
-PACKAGES = {name: f"python3-{name}" for name in ("pyroute2", "rich", "websockets")}
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
@@ -112,22 +109,22 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     _settings(show)
     show.set_defaults(run=_config)
 
-    for name, text in _SEPARATE_COMMANDS.items():
+    for name, (module_name, text) in _SEPARATE_COMMANDS.items():
         separate = commands.add_parser(name, help=text)
         if name in command:
-            module = importlib.import_module(f"{__package__}.{name}")
+            module = importlib.import_module(f"xdp_erm_py{module_name}")
             module.add_arguments(separate)
             separate.set_defaults(run=module.run)
     return parser
 
 
-#: Commands in a module of their name, which says `add_arguments(parser)` and `run(args) -> int`.
+#: Commands in a module of their own, which says `add_arguments(parser)` and `run(args) -> int`.
 _SEPARATE_COMMANDS = {
-    "doctor": "look at everything that decapsulation depends on, and say what to do",
-    "generate": "send ERM made in the kernel into a veth interface, as a load",
-    "lab": "try it without hardware: a switch and a sensor in network namespaces",
-    "publish": "report the counters to Zeek for as long as it runs",
-    "systemd": "attach at every boot: install or remove the systemd units",
+    "doctor": (".doctor", "look at everything that decapsulation depends on, and say what to do"),
+    "generate": (".lab.generate", "send ERM made in the kernel into a veth interface, as a load"),
+    "lab": (".lab", "try it without hardware: a switch and a sensor in network namespaces"),
+    "publish": (".publish", "report the counters to Zeek for as long as it runs"),
+    "systemd": (".systemd", "attach at every boot: install or remove the systemd units"),
 }
 
 
@@ -222,15 +219,17 @@ def _each(names: Any, act: Any) -> int:
 
 
 def _attach(args: argparse.Namespace) -> int:
-    from . import attachment, privileges
+    from .interface import attachment
+    from .kernel import privileges
     configured = _configured(args)
     privileges.require_to_change()
     return _each(configured, lambda name: attachment.attach(name, configured[name], args.force))
 
 
 def _detach(args: argparse.Namespace) -> int:
-    from . import attached, attachment, privileges
-    from .links import Links
+    from .interface import attached, attachment
+    from .kernel import privileges
+    from .kernel.links import Links
     privileges.require_to_change()
     names = list(dict.fromkeys(args.interfaces))
     if not names:
@@ -242,8 +241,9 @@ def _detach(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from . import attached, isolation, privileges, stats
-    from .links import Links
+    from .interface import attached, isolation, stats
+    from .kernel import privileges
+    from .kernel.links import Links
     privileges.require_to_look()
     with Links() as links:
         interfaces = [{**stats.describe(found), "isolated": isolation.is_isolated(found.link)}
@@ -257,7 +257,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from . import stats
+    from .interface import stats
     if args.watch is not None:
         from . import display
         return display.watch(args.interface, args.watch, args.json)

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from . import shared
-from . import stats as reading
 from .config import cpu_list
+from .interface import stats as reading
 from .printable import printable, say
 
 _NOTHING = "xdp-erm is not attached to any interface of this network namespace"

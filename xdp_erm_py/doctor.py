@@ -13,26 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import (
-    attached,
-    attachment,
-    cli,
-    compiler,
-    config,
-    isolation,
-    nic,
-    privileges,
-    programs,
-    publish,
-    shared,
-    spread,
-    stats,
-    systemd,
-)
-from .attached import Attachment
+from . import config, publish, shared, systemd
 from .errors import XdpErmError
-from .links import Link, Links
+from .interface import attached, attachment, isolation, nic, programs, spread, stats
+from .interface.attached import Attachment
+from .kernel import privileges
+from .kernel.links import Link, Links
+from .modules import PACKAGES
 from .printable import printable, say
+from .program import compiler
 from .publish.publisher import KEEP_SECONDS
 from .publish.reports import seconds
 
@@ -187,7 +176,7 @@ def rights() -> Iterator[Result]:
 
 def modules() -> Iterator[Result]:
     yield Result(OK, f"bcc {compiler.bcc_version()}")
-    for name, package in cli.PACKAGES.items():
+    for name, package in PACKAGES.items():
         if importlib.util.find_spec(name) is None:
             yield Result(PROBLEM, f"the Python module {name} is missing: install {package}")
 

@@ -6,7 +6,7 @@ import re
 from importlib import resources
 
 # The C sources stand beside the package, in a checkout as in the .pyz.
-BPF_DIRECTORY = resources.files(__package__).parent / "bpf"  # type: ignore[attr-defined]
+BPF_DIRECTORY = resources.files("xdp_erm_py").parent / "bpf"  # type: ignore[attr-defined]
 
 _header = (BPF_DIRECTORY / "shared.h").read_text()
 _numbers = {name: int(value) for name, value in re.findall(r"^#define (\w+) (\d+)$", _header, re.MULTILINE)}

@@ -13,10 +13,12 @@ from frames import ELSEWHERE, SENSOR
 from program import MARK, XDP_PASS, Counted, Program
 
 from fuzz.generator import LONGEST, Generator
-from xdp_erm_py import bpf, reference, shared
-from xdp_erm_py.compiler import PLAIN, Variant
+from xdp_erm_py import shared
 from xdp_erm_py.config import InterfaceConfig
-from xdp_erm_py.reference import Decapsulation, Session
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.program import reference
+from xdp_erm_py.program.compiler import PLAIN, Variant
+from xdp_erm_py.program.reference import Decapsulation, Session
 
 #: Programs: the configuration, and what they depend on besides.
 CASES = tuple((config, PLAIN) for config in (

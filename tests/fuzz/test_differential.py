@@ -10,7 +10,7 @@ import pytest
 from fuzz.__main__ import unreached
 from fuzz.differential import CASES, distinct, run
 from fuzz.generator import LONGEST, SHORTEST, Generator
-from xdp_erm_py.reference import Session, decapsulate
+from xdp_erm_py.program.reference import Session, decapsulate
 
 FRAMES = 8192
 

@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from pyroute2 import IPRoute
 
-from xdp_erm_py import attached, bpf, shared
+from xdp_erm_py import shared
+from xdp_erm_py.interface import attached
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE, Cable
-from xdp_erm_py.links import Links
 
 Counts = collections.Counter
 

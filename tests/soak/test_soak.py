@@ -12,8 +12,10 @@ from soak.books import Life
 from soak.faults import FAULTS, Fault
 from soak.soak import Soak, soak
 from soak.wire import Wire
-from xdp_erm_py import attached, bpf, shared
-from xdp_erm_py.links import Links
+from xdp_erm_py import shared
+from xdp_erm_py.interface import attached
+from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel.links import Links
 
 
 def test_every_fault_once(xdp):

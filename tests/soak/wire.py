@@ -29,7 +29,7 @@ from xdp_erm_py.lab.fanout import (
     SOL_PACKET,
     with_vlan_tag,
 )
-from xdp_erm_py.reference import decapsulate
+from xdp_erm_py.program.reference import decapsulate
 
 FRAMES_A_SECOND = 2000
 BURST = 20

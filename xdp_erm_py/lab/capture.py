@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .. import reference
 from ..config import InterfaceConfig
 from ..errors import XdpErmError
+from ..program import reference
 from .cable import MAX_FRAME_LEN
 from .traffic import Packet
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ..reference import (
+from ..program.reference import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     IPV4_LEN,

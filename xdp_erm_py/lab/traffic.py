@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..reference import (
+from ..program.reference import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     PCP_OF_RAW_PRIORITY,

@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Publishes until SIGTERM or SIGINT. UsageError: an argument; XdpErmError: another publisher runs."""
-    from .. import privileges, stats  # late: pyroute2 takes a moment, and bad arguments need not wait for it
+    from ..interface import stats
+    from ..kernel import privileges
 
     if not SHORTEST_INTERVAL <= arguments.interval <= LONGEST_INTERVAL:
         raise UsageError(f"--interval {arguments.interval:g}: must be {SHORTEST_INTERVAL:g} to {LONGEST_INTERVAL:g} "

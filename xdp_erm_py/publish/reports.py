@@ -21,7 +21,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-from .. import netlink, shared
+from .. import shared
+from ..kernel import netlink
 from ..printable import printable
 from . import events
 

@@ -113,7 +113,7 @@ def unit_text(unit: str, command: Path) -> str:
     """A unit file's text. XdpErmError: the command's path would need quoting, which is no good in a unit."""
     if not re.fullmatch(r"/[\w./+@,:~-]+", str(command)):
         raise XdpErmError(f"{str(command)!r}: a path with such characters cannot stand in a unit: move xdp-erm")
-    return (resources.files(__package__) / unit).read_text().replace("@XDP_ERM@", str(command))
+    return (resources.files(__name__) / unit).read_text().replace("@XDP_ERM@", str(command))
 
 
 def _read_ours(unit: str) -> str | None:

@@ -13,10 +13,11 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import bpf, compiler, sysfs
-from .errors import XdpErmError
-from .links import Link, gone
-from .netlink import CREATE, DUMP, EXCLUSIVE, NESTED, Refused, Rtnetlink, attribute, attributes, text
+from ..errors import XdpErmError
+from ..kernel import bpf, sysfs
+from ..kernel.links import Link, gone
+from ..kernel.netlink import CREATE, DUMP, EXCLUSIVE, NESTED, Refused, Rtnetlink, attribute, attributes, text
+from ..program import compiler
 from .nic import Intend
 
 #: What the filter's name begins with. A digest of its source follows, and _QDISC where the qdisc was made for it and

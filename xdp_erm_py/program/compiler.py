@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import bpf, shared
-from .config import InterfaceConfig
-from .errors import XdpErmError
+from .. import shared
+from ..config import InterfaceConfig
+from ..errors import XdpErmError
+from ..kernel import bpf
 
 PROGRAM = "xdp_erm"
 SOURCE = "xdp_erm.c"

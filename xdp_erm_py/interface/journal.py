@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import XdpErmError
-from .links import Link
+from ..errors import XdpErmError
+from ..kernel.links import Link
 
 LOCK = Path("/run/xdp-erm.lock")
 LOCK_SECONDS = 60

@@ -18,12 +18,13 @@ from typing import NamedTuple
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from .. import bpf, compiler
 from ..errors import UsageError, XdpErmError
-from ..lab.traffic import encapsulate, internet_checksum, ipv4_header
+from ..kernel import bpf
+from ..kernel.privileges import require_to_change
 from ..printable import say
-from ..privileges import require_to_change
-from ..reference import PROTOCOL_UDP, Session
+from ..program import compiler
+from ..program.reference import PROTOCOL_UDP, Session
+from .traffic import encapsulate, internet_checksum, ipv4_header
 
 PROGRAM, SOURCE = "generate", "generate.c"
 SWITCH = Session("198.51.100.1", 1)

@@ -11,8 +11,8 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .config import InterfaceConfig
-from .shared import ERM_HEADER_LEN
+from ..config import InterfaceConfig
+from ..shared import ERM_HEADER_LEN
 
 ETHERNET_LEN = 14
 MAC_PAIR_LEN = 12

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from ..errors import XdpErmError
 from . import sysfs
-from .errors import XdpErmError
 from .links import Link, gone
 
 

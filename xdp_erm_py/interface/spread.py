@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from . import rps, sysfs
-from .config import InterfaceConfig, cpu_list, parse_cpu_list
-from .errors import XdpErmError
-from .links import Link
+from ..config import InterfaceConfig, cpu_list, parse_cpu_list
+from ..errors import XdpErmError
+from ..kernel import rps, sysfs
+from ..kernel.links import Link
 
 _CPUS = Path("/sys/devices/system/cpu")
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import rps
-from .errors import XdpErmError
-from .links import Link, Links, gone
+from ..errors import XdpErmError
+from ..kernel import rps
+from ..kernel.links import Link, Links, gone
 
 #: A full-size mirrored frame (1514 bytes) in ERM, UDP and IPv4, as an MTU: without the outer Ethernet header.
 FULL_FRAME_MTU = 1514 + 12 + 8 + 20

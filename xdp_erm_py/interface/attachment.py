@@ -7,14 +7,16 @@ import errno
 import time
 from typing import Any
 
-from . import __version__, bpf, isolation, nic, spread
+from .. import __version__
+from ..config import InterfaceConfig
+from ..errors import XdpErmError
+from ..kernel import bpf
+from ..kernel.links import Link, Links
+from ..kernel.netlink import Refused
+from ..kernel.privileges import require_to_change
+from . import isolation, nic, spread
 from .attached import STATE_MAP, Attachment, attachment_of, find, now, write_state
-from .config import InterfaceConfig
-from .errors import XdpErmError
 from .journal import Journal, exclusive
-from .links import Link, Links
-from .netlink import Refused
-from .privileges import require_to_change
 from .programs import Candidate, NoFrags, Programs, candidates_for
 
 

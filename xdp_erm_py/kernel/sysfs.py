@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 
-from .errors import XdpErmError
+from ..errors import XdpErmError
 
 # The same on every architecture (kernel's scripts/syscall.tbl); uapi linux/mount.h
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432

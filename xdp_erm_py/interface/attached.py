@@ -13,8 +13,9 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
-from . import bpf, compiler
-from .links import Link, Links
+from ..kernel import bpf
+from ..kernel.links import Link, Links
+from ..program import compiler
 
 STATE_MAP = "xdp_erm_state"
 _STATE_KEY = bytes(4)

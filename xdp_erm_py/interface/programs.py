@@ -12,11 +12,13 @@ import json
 import resource
 from typing import Any
 
-from . import bpf, compiler, spread
+from ..config import InterfaceConfig
+from ..errors import XdpErmError
+from ..kernel import bpf
+from ..kernel.links import Link
+from ..program import compiler
+from . import spread
 from .attached import STATE_MAP, Attachment, write_state
-from .config import InterfaceConfig
-from .errors import XdpErmError
-from .links import Link
 
 # A later command may have more to remember, an offload that came on since.
 _STATE_SLACK = 1024

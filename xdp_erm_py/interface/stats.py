@@ -8,11 +8,12 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
-from . import bpf, shared
+from .. import shared
+from ..errors import XdpErmError
+from ..kernel import bpf
+from ..kernel.links import Links
+from ..kernel.privileges import require_to_look
 from .attached import Attachment, find, find_all, undisturbed
-from .errors import XdpErmError
-from .links import Links
-from .privileges import require_to_look
 
 
 def snapshot(name: str | None = None) -> list[dict[str, Any]]:

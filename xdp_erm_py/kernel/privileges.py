@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import XdpErmError
+from ..errors import XdpErmError
 
 # uapi linux/capability.h. CAP_BPF is not enough: the kernel gives programs and maps by their id to CAP_SYS_ADMIN only.
 _NET_ADMIN = ("CAP_NET_ADMIN", 12)

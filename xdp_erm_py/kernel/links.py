@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .errors import XdpErmError
+from ..errors import XdpErmError
 from .netlink import DUMP, NESTED, Refused, Rtnetlink, attribute, attributes, text
 
 _RTM_GETLINK, _RTM_SETLINK = 18, 19
