@@ -75,11 +75,12 @@ export {
 		last_seen: time;
 	};
 
-	## One report of a publisher. Not meant to be extended: its fields are what the publisher sends.
+	## One report of a publisher.
 	type Report: record {
 		## See :zeek:see:`XDP_ERM::protocol_version`.
 		version: count;
-		## Tells the reports for one interface apart; grows with time.
+		## Tells the reports for one interface apart. The upper 32 bits are the publisher's, another number each time that
+		## it starts; the lower 32 bits grow from report to report.
 		sequence: count;
 		## The end of the interval.
 		ts: time;
@@ -99,6 +100,24 @@ export {
 		## Decapsulated packets that the queues to other CPUs had no room for, where they are spread so (``cpumap``).
 		queue_drops: count &optional;
 		## The sessions that sent something in the interval.
+		sessions: vector of Session;
+	};
+
+	## A report as it comes. Not meant to be extended: its fields are what the publisher sends.
+	type ReportMessage: record {
+		## As in :zeek:see:`XDP_ERM::Report`, as all but the counters.
+		version: count;
+		sequence: count;
+		ts: time;
+		host: string;
+		interface: string;
+		mode: string;
+		attached_at: time;
+		ts_delta: interval;
+		## In the order of :zeek:see:`XDP_ERM::Counters`. An older publisher has fewer of them, a newer one may have more.
+		counters: vector of Counter;
+		host_drops: count &optional;
+		queue_drops: count &optional;
 		sessions: vector of Session;
 	};
 
@@ -171,7 +190,7 @@ export {
 	global log_xdp_erm_sessions: event(rec: SessionInfo);
 
 	## From a publisher: the counts of one interface in one interval.
-	global report: event(r: Report);
+	global report: event(m: ReportMessage);
 
 	## From a publisher, right before a report: who sent most of the foreign packets in it. An event of its own, so that
 	## packages and publishers of versions without it can still exchange reports. It is not acknowledged.
@@ -201,9 +220,9 @@ export {
 	global program_detached: hook(ts: time, host: string, interface: string, present: bool);
 }
 
-# The latest report of each interface: a publisher that missed our acknowledgement sends it again. Entries go after a
-# day, so that names which no longer report, or never were real, do not pile up.
-global last_sequence: table[string, string] of count &write_expire=1day;
+# The latest report of each interface and publisher: one that missed our acknowledgement sends it again. Entries go
+# after a day, so that publishers and names which no longer report, or never were real, do not pile up.
+global last_sequence: table[string, string, count] of count &write_expire=1day;
 
 event zeek_init() &priority=5
 	{
@@ -227,16 +246,37 @@ function accept(version: count, host: string, iface: string, sequence: count): b
 
 	Cluster::publish(acknowledgement_topic, acknowledged, host, iface, sequence);
 
-	# Numbers are milliseconds. One far below is not an old report: the host's clock was set back while nothing reported.
-	if ( [host, iface] in last_sequence )
-		{
-		local last = last_sequence[host, iface];
-		if ( sequence <= last && last - sequence < 3600000 )
-			return F;
-		}
+	local publisher = sequence / 4294967296;
+	if ( [host, iface, publisher] in last_sequence && sequence <= last_sequence[host, iface, publisher] )
+		return F;
 
-	last_sequence[host, iface] = sequence;
+	last_sequence[host, iface, publisher] = sequence;
 	return T;
+	}
+
+# The counter at a place of a report. What an older publisher does not know is 0.
+function counter_at(m: ReportMessage, place: count): Counter
+	{
+	if ( place < |m$counters| )
+		return m$counters[place];
+
+	return Counter($packets=0, $bytes=0);
+	}
+
+function report_of(m: ReportMessage): Report
+	{
+	local r = Report($version=m$version, $sequence=m$sequence, $ts=m$ts, $host=m$host, $interface=m$interface,
+	                 $mode=m$mode, $attached_at=m$attached_at, $ts_delta=m$ts_delta, $sessions=m$sessions,
+	                 $counters=Counters($decapsulated=counter_at(m, 0), $not_erm=counter_at(m, 1),
+	                                    $fragment=counter_at(m, 2), $truncated=counter_at(m, 3),
+	                                    $malformed=counter_at(m, 4), $foreign_source=counter_at(m, 5),
+	                                    $foreign_target=counter_at(m, 6), $failed=counter_at(m, 7),
+	                                    $nested=counter_at(m, 8), $inner_truncated=counter_at(m, 9)));
+	if ( m?$host_drops )
+		r$host_drops = m$host_drops;
+	if ( m?$queue_drops )
+		r$queue_drops = m$queue_drops;
+	return r;
 	}
 
 function write_sessions(r: Report)
@@ -248,11 +288,12 @@ function write_sessions(r: Report)
 		                                     $last_seen=session$last_seen));
 	}
 
-event report(r: Report)
+event report(m: ReportMessage)
 	{
-	if ( ! accept(r$version, r$host, r$interface, r$sequence) )
+	if ( ! accept(m$version, m$host, m$interface, m$sequence) )
 		return;
 
+	local r = report_of(m);
 	local c = r$counters;
 	local info = Info($ts=r$ts, $host=r$host, $interface=r$interface, $mode=r$mode, $ts_delta=r$ts_delta,
 	                  $decapsulated=c$decapsulated, $not_erm=c$not_erm, $fragment=c$fragment, $truncated=c$truncated,

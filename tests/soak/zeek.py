@@ -11,7 +11,6 @@ from typing import Any
 
 import websockets
 
-from xdp_erm_py import shared
 from xdp_erm_py.lab.namespace import Namespace
 from xdp_erm_py.publish import events
 
@@ -29,7 +28,7 @@ class Zeek(threading.Thread):
         self._ready = threading.Event()
         self.port = 0
         self._server: Any = None
-        self._last: dict[tuple[str, str], int] = {}
+        self._last: dict[tuple[str, str, int], int] = {}
         #: ok, frozen (nothing comes back), garbage, large
         self.mood = "ok"
         self.reports = 0
@@ -98,11 +97,11 @@ class Zeek(threading.Thread):
         else:
             assert name == events.DETACHED
             _, sequence, _, host, interface, _ = arguments
-        if sequence > self._last.get((host, interface), 0):
-            self._last[host, interface] = sequence
+        if sequence > self._last.get((host, interface, sequence >> 32), 0):
+            self._last[host, interface, sequence >> 32] = sequence
             if name == events.REPORT:
                 self.reports += 1
-                for counter, pair in zip(shared.COUNTERS, counters):
+                for counter, pair in zip(events.COUNTERS, counters):
                     for unit, value in enumerate(pair["data"]):
                         self.logged[attached_at][counter, unit] += value["data"]
             else:

@@ -14,17 +14,21 @@ Zeek, so the next one sends it once more, and Zeek knows it by its number.
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
+import secrets
 import time
 import zlib
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-from .. import shared
 from ..kernel import netlink
 from ..printable import printable
 from . import events
+
+log = logging.getLogger("xdp-erm publish")
 
 NET_DEV = Path("/proc/self/net/dev")
 
@@ -82,7 +86,9 @@ class Reporter:
         self._path = ends
         self._snapshot = snapshot
         self._acknowledged: dict[str, dict[str, Any]] = {}
-        self._sequence = 0
+        # Zeek tells publishers apart by the upper half, and an old message of one by the lower: no clock, which may be
+        # set back, has a part in it.
+        self._sequence = secrets.randbits(31) << 32
         self._kind = [events.VERSION, host]
         #: At first the message that an earlier publisher was about to bring to Zeek, and may have brought.
         self.under_way: Message | None = None
@@ -95,20 +101,22 @@ class Reporter:
     def _read(self) -> None:
         try:
             kept = json.loads(self._path.read_text())
-        except FileNotFoundError:
-            return
-        except ValueError:
-            kept = None
-        # Times since boot mean nothing in another boot, and neither do counters.
-        if isinstance(kept, dict) and kept.get("boot") == _boot_id():
-            self._acknowledged = kept["interfaces"]
-            self._sequence = kept["sequence"]
-            under_way = kept.get("under_way")
+            # Times since boot mean nothing in another boot, and neither do counters.
+            if kept["boot"] != _boot_id():
+                return
+            acknowledged = {name: _checked_end(end) for name, end in kept["interfaces"].items()}
+            under_way = kept["under_way"]
             # What is for an earlier version of Zeek's scripts, or under another name, would never be acknowledged.
             if under_way and under_way["of"] == self._kind:
-                self.under_way = Message.pack(*under_way["message"])
+                self.under_way = _checked_message(*under_way["message"])
+            self._acknowledged = acknowledged
+        except FileNotFoundError:
+            return
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            log.warning("%s is damaged: what was counted before may be reported once more", self._path)
 
     def _write(self, under_way: Message | None) -> None:
+        # The number is for earlier versions, which go on from it.
         kept = {"boot": _boot_id(), "sequence": self._sequence, "interfaces": self._acknowledged,
                 "under_way": under_way and {"of": self._kind, "message": under_way.unpack()}}
         new = self._path.with_name(self._path.name + ".new")
@@ -143,9 +151,8 @@ class Reporter:
         self.under_way = None
         self._write(None)
 
-    def _next_sequence(self, now: float) -> int:
-        # The time, so that it also grows over a publisher that lost its file.
-        self._sequence = max(self._sequence + 1, int(now * 1000))
+    def _next_sequence(self) -> int:
+        self._sequence += 1
         return self._sequence
 
     def _report(self, name: str, interface: Snapshot, begin: dict[str, Any] | None, now: float, since_boot: float,
@@ -180,12 +187,12 @@ class Reporter:
             # Frames that waited when the last report was made, and have arrived since, were in it.
             end["queue_drops"] = max(end["queue_drops"], told)
             queue_drops = end["queue_drops"] - told
-        sequence = self._next_sequence(now)
+        sequence = self._next_sequence()
         text = events.encode(events.REPORT_TOPIC, events.REPORT, events.vector([
             events.count(events.VERSION), events.count(sequence), events.timestamp(now), events.string(self._host),
             events.string(name), events.string(interface["mode"]), events.timestamp(attached_at),
             events.timespan(max(duration, 0.0)),
-            events.vector(_pair(counted[counter]) for counter in shared.COUNTERS),
+            events.vector(_pair(counted[counter]) for counter in events.COUNTERS),
             events.NONE if None in (drops, begin["drops"]) else events.count(max(drops - begin["drops"], 0)),
             events.NONE if queue_drops is None else events.count(queue_drops),
             events.vector(_sessions(interface["sessions"], begin["sessions"])),
@@ -211,12 +218,32 @@ class Reporter:
     def _detached(self, name: str, now: float) -> Message:
         end = {**self._made[name], "gone": True}
         _remember(self._made, name, end)
-        sequence = self._next_sequence(now)
+        sequence = self._next_sequence()
         text = events.encode(
             events.REPORT_TOPIC, events.DETACHED, events.count(events.VERSION), events.count(sequence),
             events.timestamp(now), events.string(self._host), events.string(name),
             events.boolean(name in host_drops()))
         return Message.pack(name, sequence, text, end)
+
+
+def _checked_end(end: dict[str, Any]) -> dict[str, Any]:
+    """An end that was kept. The file may say anything: raises whatever a wrong type or a missing key raises."""
+    pairs = [pair for key in ("counters", "sessions", "foreign") for pair in end[key].values()]
+    numbers = [end["ifindex"], *(number for packets, size in pairs for number in (packets, size))]
+    numbers += [end[key] for key in ("drops", "queue_drops") if end[key] is not None]
+    if not all(type(number) is int and number >= 0 for number in numbers) or not math.isfinite(end["since_boot"]):
+        raise ValueError("not a count, or not a time")
+    seconds(end["attached_at"])
+    return end
+
+
+def _checked_message(interface: str, sequence: int, text: str, end: dict[str, Any], senders: str | None) -> Message:
+    """A message that was kept, likewise."""
+    if (type(interface), type(sequence)) != (str, int):
+        raise TypeError("neither a name nor a number")
+    for part in (text, senders or text):
+        events.decode(part)
+    return Message.pack(interface, sequence, text, _checked_end(end), senders)
 
 
 def _remember(ends: dict[str, dict[str, Any]], name: str, end: dict[str, Any]) -> None:

@@ -10,11 +10,10 @@ const nothing = XDP_ERM::Counter($packets=0, $bytes=0);
 
 function report(iface: string, sequence: count)
 	{
-	event XDP_ERM::report(XDP_ERM::Report($version=1, $sequence=sequence, $ts=current_time(), $host="sensor",
+	local counters = vector(nothing, nothing, nothing, nothing, nothing, XDP_ERM::Counter($packets=50, $bytes=5000));
+	event XDP_ERM::report(XDP_ERM::ReportMessage($version=1, $sequence=sequence, $ts=current_time(), $host="sensor",
 	    $interface=iface, $mode="native", $attached_at=current_time(), $ts_delta=10sec, $sessions=vector(),
-	    $counters=XDP_ERM::Counters($decapsulated=nothing, $not_erm=nothing, $fragment=nothing, $truncated=nothing,
-	    $malformed=nothing, $foreign_source=XDP_ERM::Counter($packets=50, $bytes=5000), $foreign_target=nothing,
-	    $failed=nothing, $nested=nothing, $inner_truncated=nothing)));
+	    $counters=counters));
 	}
 
 function senders(iface: string, version: count, sequence: count, number: count, others: count)
