@@ -80,7 +80,7 @@ def cases() -> dict[str, Case]:
     def size(length: int) -> bytes:
         return generate.layout_of(length, 2011, False).frame
 
-    nested = frame
+    nested, deep = frame, dataclasses.replace(quiet, depth=3, sources=("198.51.100.0/24",))
     found = {
         NO_OP: Case("", frame, quiet, ()),
         "bare 54-byte strip": Case("bpf_xdp_adjust_head(ctx, 54);", frame, quiet, ()),
@@ -114,7 +114,7 @@ def cases() -> dict[str, Case]:
     }
     for levels in (2, 3):
         nested = encapsulate(nested, 2011, True, generate.SWITCH)
-        found[f"nested, {levels} levels"] = Case(call, nested, quiet, ("decapsulated", "nested"), NESTED_HEADERS)
+        found[f"nested, {levels} levels"] = Case(call, nested, deep, ("decapsulated", "nested"), NESTED_HEADERS)
     found[ON_THE_WAY] = Case(call, frame, InterfaceConfig(), end="XDP_PASS")
     return found
 

@@ -38,19 +38,21 @@
  */
 enum verdict {
 	VERDICT_DECAPSULATED,	/* the wrapping is gone, the mirrored frame is left */
-	VERDICT_NOT_ERM,	/* ARP, IPv6, TCP, UDP to another port: not ours */
-	VERDICT_FRAGMENT,	/* a fragment of a UDP datagram: XDP cannot reassemble */
+	VERDICT_NOT_ERM,	/* ARP, IPv6, TCP, UDP to another port or to none, as later fragments are: not ours */
+	VERDICT_FRAGMENT,	/* the first fragment of an ERM datagram: XDP cannot reassemble */
 	VERDICT_TRUNCATED,	/* the bytes end before what the headers promise or ERM needs */
 	VERDICT_MALFORMED,	/* header fields that contradict each other */
 	VERDICT_FOREIGN_SOURCE,	/* ERM from a source that is not on the allow list */
 	VERDICT_FOREIGN_TARGET,	/* ERM to a destination that is not on the allow list */
 	VERDICT_FAILED,		/* a kernel helper refused */
+	VERDICT_UNMARKED,	/* the driver has no room for the mark that keeps the frame out of the host */
 	VERDICT_COUNT
 };
 
 /* Counted beside the verdict `decapsulated`, never instead of it; their numbers go on after the verdicts'. */
 enum note {
 	NOTE_NESTED = VERDICT_COUNT,	/* more than one level of ERM was peeled */
+	NOTE_NESTED_REFUSED,		/* the frame that is left is ERM itself: too deep, or not from an allowed source */
 	NOTE_INNER_TRUNCATED,		/* the mirrored IP packet says it is longer than the bytes that came */
 	COUNTER_COUNT
 };

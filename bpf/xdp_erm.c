@@ -182,7 +182,8 @@ struct wrapping {
 
 /*
  * Takes the rest of one level of wrapping, behind an Ethernet header with this EtherType. VERDICT_DECAPSULATED: the
- * cursor stands on the mirrored frame. The allow lists are for what reaches this sensor's wire, the outermost level.
+ * cursor stands on the mirrored frame. The allow lists are asked of the outermost level only; whoever takes a level
+ * within asks for its source. Its target is another sensor's, of which nothing is configured here.
  */
 static __always_inline enum verdict take_wrapping(struct cursor *cursor, int ethertype, struct wrapping *wrapping,
 						  bool outermost)
@@ -192,6 +193,7 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, int eth
 	struct ipv4 *ip;
 	struct udp *udp;
 	struct erm *erm;
+	u16 fragment;
 
 	if (ethertype < 0)
 		return VERDICT_TRUNCATED;
@@ -206,8 +208,10 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, int eth
 		return VERDICT_MALFORMED;
 	if (ip->protocol != PROTOCOL_UDP)
 		return VERDICT_NOT_ERM;
-	if (ip->fragment & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET))
-		return VERDICT_FRAGMENT;
+	/* Only a datagram's first fragment says which port it is for. Of the others nobody knows whose they are. */
+	fragment = bpf_ntohs(ip->fragment);
+	if (fragment & IPV4_FRAGMENT_OFFSET)
+		return VERDICT_NOT_ERM;
 
 	payload.next = (void *)ip + header_length;
 	udp = take(&payload, sizeof(*udp));
@@ -221,6 +225,8 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, int eth
 		return VERDICT_FOREIGN_SOURCE;
 	if (outermost && !is_target(ip->destination))
 		return VERDICT_FOREIGN_TARGET;
+	if (fragment & IPV4_MORE_FRAGMENTS)
+		return VERDICT_FRAGMENT;
 
 	total_length = bpf_ntohs(ip->total_length);
 	udp_length = bpf_ntohs(udp->length);
@@ -499,13 +505,20 @@ static __always_inline void decapsulate(struct xdp_md *ctx, long length, struct 
 	innermost = outcome->outermost;
 	packet = frame;
 	ethertype = take_ethernet(&packet);
+	/* Whoever is mirrored can send ERM, too. It is another switch's, and peeled, only where that is configured. */
 #pragma unroll
-	for (int level = 1; level < ERM_DEPTH; level++) {
+	for (int level = 1; level <= ERM_DEPTH; level++) {
 		struct cursor next = packet;
+		struct wrapping wrapping;
 
-		if (take_wrapping(&next, ethertype, &innermost, false) != VERDICT_DECAPSULATED)
+		if (take_wrapping(&next, ethertype, &wrapping, false) != VERDICT_DECAPSULATED)
 			break;
-		outcome->notes = 1 << NOTE_NESTED;
+		if (level == ERM_DEPTH || !is_source(wrapping.source)) {
+			outcome->notes |= 1 << NOTE_NESTED_REFUSED;
+			break;
+		}
+		outcome->notes |= 1 << NOTE_NESTED;
+		innermost = wrapping;
 		packet = frame = next;
 		ethertype = take_ethernet(&packet);
 	}
@@ -527,7 +540,7 @@ static __always_inline void decapsulate(struct xdp_md *ctx, long length, struct 
 	}
 	if (reserve_mark(ctx)) {
 		bpf_xdp_adjust_head(ctx, -strip);
-		outcome->verdict = VERDICT_FAILED;
+		outcome->verdict = VERDICT_UNMARKED;
 		return;
 	}
 	if (cut(ctx, trim)) {
@@ -635,6 +648,8 @@ int xdp_erm(struct xdp_md *ctx)
 	if (outcome.verdict == VERDICT_DECAPSULATED) {
 		if (outcome.notes & 1 << NOTE_NESTED)
 			count(NOTE_NESTED, bytes);
+		if (outcome.notes & 1 << NOTE_NESTED_REFUSED)
+			count(NOTE_NESTED_REFUSED, bytes);
 		if (outcome.notes & 1 << NOTE_INNER_TRUNCATED)
 			count(NOTE_INNER_TRUNCATED, bytes);
 #ifdef ERM_SESSIONS

@@ -37,14 +37,14 @@ export {
 		bytes: count &log;
 	};
 
-	## The counters of the XDP program. Every packet has exactly one of the first eight verdicts; the last two are
+	## The counters of the XDP program. Every packet has exactly one of the first nine verdicts; the last three are
 	## notes on packets whose verdict was ``decapsulated``.
 	type Counters: record {
 		## The wrapping was removed.
 		decapsulated: Counter &log;
 		## Not ERM: passed on untouched, as with all verdicts that follow.
 		not_erm: Counter &log;
-		## A fragment of a UDP datagram, which XDP cannot reassemble.
+		## The first fragment of an ERM datagram, which XDP cannot reassemble.
 		fragment: Counter &log;
 		## The bytes end before what the headers promise or ERM needs.
 		truncated: Counter &log;
@@ -56,8 +56,12 @@ export {
 		foreign_target: Counter &log;
 		## A kernel helper refused.
 		failed: Counter &log;
+		## The driver has no room for the mark that keeps the frame out of the host.
+		unmarked: Counter &log;
 		## ERM within ERM: more than one level was removed.
 		nested: Counter &log;
+		## The frame that is left is ERM itself: deeper than configured, or not from an allowed source.
+		nested_refused: Counter &log;
 		## The mirrored IP packet is longer than what came of it: the mirror session truncates.
 		inner_truncated: Counter &log;
 	};
@@ -114,7 +118,7 @@ export {
 		mode: string;
 		attached_at: time;
 		ts_delta: interval;
-		## In the order of :zeek:see:`XDP_ERM::Counters`. An older publisher has fewer of them, a newer one may have more.
+		## In the order in which they came to be. An older publisher has fewer of them, a newer one may have more.
 		counters: vector of Counter;
 		host_drops: count &optional;
 		queue_drops: count &optional;
@@ -151,7 +155,9 @@ export {
 		foreign_source: Counter &log;
 		foreign_target: Counter &log;
 		failed: Counter &log;
+		unmarked: Counter &log;
 		nested: Counter &log;
+		nested_refused: Counter &log;
 		inner_truncated: Counter &log;
 		## How many switch sessions sent something.
 		sessions: count &log;
@@ -271,7 +277,8 @@ function report_of(m: ReportMessage): Report
 	                                    $fragment=counter_at(m, 2), $truncated=counter_at(m, 3),
 	                                    $malformed=counter_at(m, 4), $foreign_source=counter_at(m, 5),
 	                                    $foreign_target=counter_at(m, 6), $failed=counter_at(m, 7),
-	                                    $nested=counter_at(m, 8), $inner_truncated=counter_at(m, 9)));
+	                                    $nested=counter_at(m, 8), $inner_truncated=counter_at(m, 9),
+	                                    $unmarked=counter_at(m, 10), $nested_refused=counter_at(m, 11)));
 	if ( m?$host_drops )
 		r$host_drops = m$host_drops;
 	if ( m?$queue_drops )
@@ -298,11 +305,13 @@ event report(m: ReportMessage)
 	local info = Info($ts=r$ts, $host=r$host, $interface=r$interface, $mode=r$mode, $ts_delta=r$ts_delta,
 	                  $decapsulated=c$decapsulated, $not_erm=c$not_erm, $fragment=c$fragment, $truncated=c$truncated,
 	                  $malformed=c$malformed, $foreign_source=c$foreign_source, $foreign_target=c$foreign_target,
-	                  $failed=c$failed, $nested=c$nested, $inner_truncated=c$inner_truncated,
+	                  $failed=c$failed, $unmarked=c$unmarked, $nested=c$nested,
+	                  $nested_refused=c$nested_refused, $inner_truncated=c$inner_truncated,
 	                  $sessions=|r$sessions|);
 
 	local erm = c$decapsulated$packets + c$fragment$packets + c$truncated$packets + c$malformed$packets +
-	            c$foreign_source$packets + c$foreign_target$packets + c$failed$packets;
+	            c$foreign_source$packets + c$foreign_target$packets + c$failed$packets +
+	            c$unmarked$packets;
 	if ( erm > 0 )
 		info$decapsulated_share = 1.0 * c$decapsulated$packets / erm;
 

@@ -19,6 +19,8 @@ export {
 		Malformed_Traffic,
 		## More ERM from or to addresses that are not allowed than :zeek:see:`XDP_ERM::foreign_rate`. Says who in ``sub``.
 		Foreign_Traffic,
+		## ERM within ERM, which a mirrored host can send as well as a switch: it was removed, or is left.
+		Nested_Traffic,
 		## A larger share of mirrored frames is cut than :zeek:see:`XDP_ERM::truncated_share`.
 		Truncating_Session,
 	};
@@ -152,6 +154,14 @@ hook reported(r: Report)
 			notice$sub = senders;
 		NOTICE(notice);
 		}
+
+	if ( c$nested$packets + c$nested_refused$packets > 0 )
+		NOTICE(Notice::Info($note=Nested_Traffic,
+		                    $msg=fmt("Mirrored frames on %s of %s are ERM themselves (%d unwrapped, %d left wrapped): if a " +
+		                             "switch of yours sends them, add it to sources and set depth; else find the host " +
+		                             "in tunnel.log that hides its traffic so",
+		                             r$interface, r$host, c$nested$packets, c$nested_refused$packets),
+		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 
 	if ( c$inner_truncated$packets > truncated_share * c$decapsulated$packets )
 		NOTICE(Notice::Info($note=Truncating_Session,

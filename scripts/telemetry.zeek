@@ -28,7 +28,7 @@ global notes_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
     $name="xdp-erm-noted-packets",
     $unit="",
     $label_names=vector("host", "interface", "note"),
-    $help_text="Decapsulated packets that were nested or whose inner packet was truncated",
+    $help_text="Decapsulated packets that were nested, are ERM still, or whose inner packet was truncated",
 ));
 
 global host_drops_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
@@ -67,6 +67,7 @@ hook reported(r: Report)
 		["foreign_source"] = c$foreign_source,
 		["foreign_target"] = c$foreign_target,
 		["failed"] = c$failed,
+		["unmarked"] = c$unmarked,
 	};
 
 	for ( verdict, counter in verdicts )
@@ -76,6 +77,8 @@ hook reported(r: Report)
 		}
 
 	Telemetry::counter_family_inc(notes_family, vector(r$host, r$interface, "nested"), c$nested$packets);
+	Telemetry::counter_family_inc(notes_family, vector(r$host, r$interface, "nested_refused"),
+	                              c$nested_refused$packets);
 	Telemetry::counter_family_inc(notes_family, vector(r$host, r$interface, "inner_truncated"),
 	                              c$inner_truncated$packets);
 

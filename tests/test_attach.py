@@ -198,7 +198,7 @@ def test_offloads_are_off_while_attached(cable):
     assert {name for name in OFFLOADS if before[name] == "on"} == OFFLOADS
     attachment.attach(SENSOR, DEFAULT)
     assert {name for name, state in features().items() if state != before[name]} == OFFLOADS
-    attachment.attach(SENSOR, InterfaceConfig(depth=1))
+    attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))
     attachment.detach(SENSOR)
     assert features() == before
 
@@ -245,7 +245,7 @@ def test_a_small_mtu_is_warned_of(cable):
 def test_a_small_mtu_is_set_and_comes_back(cable):
     set_mtu(1500)
     assert attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))[0] == f"{SENSOR}: set MTU to 1554 (was 1500)"
-    attachment.attach(SENSOR, InterfaceConfig(set_mtu=True, depth=1))
+    attachment.attach(SENSOR, InterfaceConfig(set_mtu=True, vlan="tagged"))
     assert link().mtu == 1554
     assert f"{SENSOR}: MTU is 1500 again" in attachment.detach(SENSOR)
     assert link().mtu == 1500
@@ -298,7 +298,7 @@ def test_an_attach_that_ends_half_way_leaves_the_nic_as_it_was(cable, monkeypatc
 @pytest.mark.parametrize("mode", ["native", "generic"])
 def test_swaps_under_traffic(cable, mode):
     """All the while every packet arrives, decapsulated, and is counted."""
-    configs = [InterfaceConfig(mode=mode), InterfaceConfig(mode=mode, depth=1),
+    configs = [InterfaceConfig(mode=mode), InterfaceConfig(mode=mode, depth=3, sources=("198.51.100.0/24",)),
                InterfaceConfig(mode=mode, sources=("198.51.100.0/24",), targets=("192.0.2.1",)),
                InterfaceConfig(mode=mode, port=(7932, 7933))] * 3
     attachment.attach(SENSOR, configs[-1])
@@ -396,7 +396,7 @@ def test_the_counters_of_all_cpus_are_summed(cable):
 
 def test_mode_auto_leaves_the_mode_as_it_is(cable):
     attachment.attach(SENSOR, GENERIC)
-    attachment.attach(SENSOR, InterfaceConfig(depth=1))
+    attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))
     assert link().mode == "generic"
 
 

@@ -76,7 +76,8 @@ def test_tagged_believes_the_switch(program, frames, native, copy):
 
 @each_pair
 def test_a_copy_of_a_copy(program, frames, native, copy):
-    outcome = program(InterfaceConfig(vlan="strip")).run(bytes(wrap(frames[copy])))
+    config = InterfaceConfig(vlan="strip", depth=2, sources=("0.0.0.0/0",))
+    outcome = program(config).run(bytes(wrap(frames[copy])))
     assert outcome.frame == untagged(frames[native])
     assert set(outcome.counters) == {"decapsulated", "nested"}
 

@@ -82,11 +82,12 @@ def test_attach_and_detach(cable):
 
 def test_attach_takes_interfaces_and_settings_from_the_file(cable, tmp_path):
     file = tmp_path / "erm.yaml"
-    file.write_text(f"interfaces: {{{SENSOR}: {{vlan: strip, mode: generic}}}}")
-    assert run("attach", "--config", str(file), "--depth", "1").returncode == 0
+    file.write_text(f"interfaces: {{{SENSOR}: {{vlan: strip, mode: generic, depth: 1}}}}")
+    assert run("attach", "--config", str(file), "--depth", "2", "--source", "10.0.0.0/8").returncode == 0
     interface, = json.loads(run("status", "--json").stdout)["interfaces"]
     assert (interface["name"], interface["mode"]) == (SENSOR, "generic")
-    assert interface["config"] == InterfaceConfig(vlan="strip", mode="generic", depth=1).as_dict()
+    assert interface["config"] == InterfaceConfig(vlan="strip", mode="generic", depth=2,
+                                                  sources=("10.0.0.0/8",)).as_dict()
 
 
 def test_one_that_fails_does_not_keep_the_others_from_being_done(cable):
@@ -110,7 +111,7 @@ def test_json(cable, attached):
     attached_at = time.clock_gettime(time.CLOCK_BOOTTIME) - time.time() + seconds(interface["attached_at"])
     assert 0 <= interface["since_boot"] - attached_at < 1.1
     assert interface["config"] == {
-        "port": [7932], "vlan": "restore", "depth": 3, "mode": "auto", "sources": [], "targets": [], "sessions": True,
+        "port": [7932], "vlan": "restore", "depth": 1, "mode": "auto", "sources": [], "targets": [], "sessions": True,
         "set_mtu": False, "isolate": True, "spread": "none", "spread_cpus": [], "spread_avoid": [],
         "spread_queue": 2048, "spread_ports": False}
     assert interface["spread"] == {"how": "none", "cpus": [], "reason": "as configured"}
@@ -118,7 +119,8 @@ def test_json(cable, attached):
     zero = {"packets": 0, "bytes": 0}
     assert interface["counters"] == {**dict.fromkeys([
         "decapsulated", "not_erm", "fragment", "truncated", "malformed", "foreign_source", "foreign_target", "failed",
-        "nested", "inner_truncated"], zero), "decapsulated": {"packets": 100, "bytes": octets}}
+        "unmarked", "nested", "nested_refused", "inner_truncated"], zero),
+        "decapsulated": {"packets": 100, "bytes": octets}}
     assert list(interface["counters"]) == list(shared.COUNTERS)
     assert {(session["source"], session["source_port"]) for session in interface["sessions"]} == set(SESSIONS)
     for session in interface["sessions"]:
@@ -184,7 +186,7 @@ def test_tables(cable, attached):
     octets = mirror(cable, 1000)
     heading, row = run("status").stdout.splitlines()
     assert heading.split() == ["interface", "mode", "program", "isolated", "spread", "since", "configuration"]
-    assert re.fullmatch(rf"{SENSOR} +native +{attached} +yes +none +{UTC_SECONDS} +port=7932 vlan=restore depth=3 "
+    assert re.fullmatch(rf"{SENSOR} +native +{attached} +yes +none +{UTC_SECONDS} +port=7932 vlan=restore depth=1 "
                         "mode=auto sessions=on isolate=on", row.rstrip())
     rows = {line.split()[0]: line.split()[1:] for line in run("stats").stdout.splitlines() if line.strip()}
     assert rows["verdict"] == ["packets", "bytes", "share"]

@@ -42,7 +42,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_built_in_defaults():
     assert DEFAULT.as_dict() == {
-        "port": [7932], "vlan": "restore", "depth": 3, "mode": "auto", "sources": [], "targets": [], "sessions": True,
+        "port": [7932], "vlan": "restore", "depth": 1, "mode": "auto", "sources": [], "targets": [], "sessions": True,
         "set_mtu": False, "isolate": True, "spread": "none", "spread_cpus": [], "spread_avoid": [],
         "spread_queue": 2048, "spread_ports": False}
 
@@ -82,16 +82,16 @@ def test_a_single_value_stands_for_a_list_of_it(file):
 
 def test_interface_over_defaults_over_built_in(file):
     file.write_text("""
-defaults: {vlan: strip, depth: 1}
+defaults: {vlan: strip, spread_queue: 1}
 interfaces:
-  eth1: {depth: 2}
+  eth1: {spread_queue: 2}
   eth2:
 """)
     configuration = config.load(file)
-    assert configuration.of("eth1", {}) == InterfaceConfig(vlan="strip", depth=2)
-    assert configuration.of("eth2", {}) == InterfaceConfig(vlan="strip", depth=1)
-    assert configuration.of("eth3", {}) == InterfaceConfig(vlan="strip", depth=1)
-    assert configuration.of("eth1", {"vlan": "tagged"}) == InterfaceConfig(vlan="tagged", depth=2)
+    assert configuration.of("eth1", {}) == InterfaceConfig(vlan="strip", spread_queue=2)
+    assert configuration.of("eth2", {}) == InterfaceConfig(vlan="strip", spread_queue=1)
+    assert configuration.of("eth3", {}) == InterfaceConfig(vlan="strip", spread_queue=1)
+    assert configuration.of("eth1", {"vlan": "tagged"}) == InterfaceConfig(vlan="tagged", spread_queue=2)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "defaults:\n", "interfaces:\n", "defaults: {}\ninterfaces: {}\n"])
@@ -103,8 +103,8 @@ def test_empty_files(file, text):
 def test_the_default_file_may_be_missing(file, monkeypatch):
     monkeypatch.setattr(config, "DEFAULT_PATH", file)
     assert config.load() == config.Configuration({}, DEFAULT)
-    file.write_text("defaults: {depth: 1}")
-    assert config.load().defaults.depth == 1
+    file.write_text("defaults: {vlan: strip}")
+    assert config.load().defaults.vlan == "strip"
 
 
 # Mistakes
@@ -268,6 +268,37 @@ def test_mistakes_on_the_command_line(file, arguments, message):
     done = run("--config", str(file), *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == message
+
+
+UNSAFE = ("needs `sources`, the switches' addresses (--source): every mirrored host can send ERM, too, and would put "
+          "frames of its own before Zeek\n")
+
+
+@pytest.mark.parametrize("text, arguments, where", [
+    ("defaults:\n  depth: 2\n", ("eth1",), "erm.yaml:2: depth: 2"),
+    ("interfaces:\n  eth1:\n    depth: 3\n", (), "erm.yaml:3: depth: 3"),
+    ("defaults: {depth: 2}\ninterfaces:\n  eth2: {sources: 10.0.0.0/8}\n  eth1:\n", (), "erm.yaml:1: depth: 2"),
+    ("defaults: {depth: 2, sources: 10.0.0.0/8}\ninterfaces:\n  eth1: {sources: []}\n", (), "erm.yaml:1: depth: 2"),
+    ("defaults: {depth: 2}", ("eth1", "--depth", "3"), "argument --depth: 3"),
+    ("", ("eth1", "--depth", "2", "--target", "192.0.2.1"), "argument --depth: 2"),
+], ids=str)
+def test_levels_within_are_peeled_for_known_sources_only(file, text, arguments, where):
+    file.write_text(text)
+    done = run("--config", str(file), *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"xdp-erm: {where} {UNSAFE}")
+
+
+@pytest.mark.parametrize("text, arguments", [
+    ("defaults: {depth: 3}", ("eth1", "--source", "10.0.0.0/8")),
+    ("defaults: {depth: 3}\ninterfaces: {eth1: {sources: 10.0.0.0/8}}", ("eth1",)),
+    ("defaults: {sources: 10.0.0.0/8}", ("eth1", "--depth", "3")),
+    ("defaults: {depth: 3}\ninterfaces: {eth1: {depth: 1}}", ("eth1",)),
+    ("defaults: {depth: 3}", ("eth1", "--depth", "1")),
+], ids=str)
+def test_what_is_in_effect_counts(file, text, arguments):
+    file.write_text(text)
+    done = run("--config", str(file), *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_mistakes_in_the_file_end_the_command(file):

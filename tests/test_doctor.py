@@ -278,6 +278,11 @@ def test_packets_that_are_cut():
     assert len(list(doctor.packets(patient({"decapsulated": 100, "inner_truncated": 1})))) == 1
 
 
+def test_packets_that_are_erm_still():
+    _, left = doctor.packets(patient({"decapsulated": 100, "nested_refused": 1}))
+    assert (left.result, left.text.startswith("1 mirrored frames are ERM themselves")) == (WARNING, True)
+
+
 def test_packets_that_come_no_more():
     def silent(*seconds: float) -> list[str]:
         sessions = [{"last_seen": stats._rfc3339(time.monotonic() - each)} for each in seconds]

@@ -96,7 +96,7 @@ def test_interface_down_and_up(cable):
     assert decapsulates(cable)
     change(SENSOR, state="down")
     assert counted() == 50
-    attachment.attach(SENSOR, InterfaceConfig(mode="native", depth=1))  # a swap while it is down
+    attachment.attach(SENSOR, InterfaceConfig(mode="native", vlan="tagged"))  # a swap while it is down
     change(SENSOR, state="up")
     cable.wait_for_carrier()
     assert decapsulates(cable)

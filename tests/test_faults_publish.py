@@ -437,7 +437,7 @@ def test_an_upgrade_under_a_publisher(place: Publishing, tmp_path: Path, xdp: No
     works()
     place.zeek.restart()
     works()
-    run(sys.executable, str(old), "attach", "erm0", "--depth=1")
+    run(sys.executable, str(old), "attach", "erm0", "--vlan=tagged")
     works()
     run(sys.executable, str(old), "detach", "erm0")
     place.until(lambda: place.zeek.detached, publisher)

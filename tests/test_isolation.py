@@ -230,7 +230,7 @@ def test_filter_and_qdisc_come_and_go(cable):
     attachment.attach(SENSOR, InterfaceConfig())
     assert (filters(), qdiscs() - before) == ([OURS + "+clsact"], {"clsact"})
     attachment.attach(SENSOR, InterfaceConfig())
-    attachment.attach(SENSOR, InterfaceConfig(depth=1))
+    attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))
     assert filters() == [OURS + "+clsact"]
     attachment.detach(SENSOR)
     assert qdiscs() == before

@@ -5,6 +5,7 @@ Each frame is a scapy expression. Whatever the program does not decapsulate has 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import struct
@@ -30,6 +31,8 @@ from xdp_erm_py.program.compiler import MOST_COMPARED
 from xdp_erm_py.program.reference import Session
 
 STRIP = InterfaceConfig(vlan="strip")
+#: Two levels within the outermost are peeled, where they come from SWITCH.
+DEEP = InterfaceConfig(vlan="strip", depth=3, sources=(f"{SWITCH}/32",))
 
 # What INNER becomes in the default configuration, with the VLAN that wrap() puts into the ERM header.
 LEFT = MACS / Dot1Q(vlan=10) / PING
@@ -133,10 +136,12 @@ def test_what_follows_the_datagram_is_cut(program, sent):
     "tag and ARP": (ETHER / Dot1Q() / ARP(psrc=SWITCH, pdst=SENSOR), "not_erm"),
     "first fragment": (ETHER / ip(flags="MF") / udp() / ERM() / INNER, "fragment"),
     "first fragment, DF set": (ETHER / ip(flags="MF+DF") / udp() / ERM() / INNER, "fragment"),
-    "middle fragment": (ETHER / ip(flags="MF", frag=185, proto=17) / Raw(b"\1" * 100), "fragment"),
-    "last fragment": (ETHER / ip(flags="", frag=1, proto=17) / Raw(b"\1" * 100), "fragment"),
-    "last fragment, offset 256": (ETHER / ip(flags="", frag=256 // 8, proto=17) / Raw(b"\1" * 8), "fragment"),
-    "last fragment, offset 32768": (ETHER / ip(flags="", frag=32768 // 8, proto=17) / Raw(b"\1" * 8), "fragment"),
+    "first fragment to another port": (ETHER / ip(flags="MF") / udp(dport=53) / ERM() / INNER, "not_erm"),
+    # The ports are in the first one. What looks like them in others is anything.
+    "middle fragment": (ETHER / ip(flags="MF", frag=185, proto=17) / udp() / ERM() / INNER, "not_erm"),
+    "last fragment": (ETHER / ip(flags="", frag=1, proto=17) / udp() / ERM() / INNER, "not_erm"),
+    "last fragment, offset 256": (ETHER / ip(flags="", frag=256 // 8, proto=17) / udp() / INNER, "not_erm"),
+    "last fragment, offset 32768": (ETHER / ip(flags="", frag=32768 // 8, proto=17) / udp() / INNER, "not_erm"),
     "fragment of TCP": (ETHER / ip(flags="MF") / TCP() / INNER, "not_erm"),
     "IP version 6 in an IPv4 frame": (ETHER / ip(version=6) / udp() / ERM() / INNER, "malformed"),
     "IP version 0": (ETHER / ip(version=0) / udp() / ERM() / INNER, "malformed"),
@@ -162,7 +167,10 @@ def test_left_alone(program, sent, verdict):
 @table("sent, verdict", {
     "version before protocol": (ETHER / ip(version=5) / TCP(), "malformed"),
     "protocol before fragment": (ETHER / ip(flags="MF", proto=6) / Raw(b"\1" * 50), "not_erm"),
-    "fragment before length": (ETHER / ip(frag=1, proto=17), "fragment"),
+    "offset before length": (ETHER / ip(frag=1, proto=17), "not_erm"),
+    "length before fragment": (Raw(bytes(ETHER / ip(flags="MF") / udp())[:-1]), "truncated"),
+    "port before fragment": (ETHER / ip(flags="MF") / udp(dport=53), "not_erm"),
+    "fragment before UDP length": (ETHER / ip(flags="MF") / udp(len=7), "fragment"),
     "length before port": (Raw(bytes(ETHER / ip() / udp(dport=53))[:-1]), "truncated"),
     "port before UDP length": (ETHER / ip() / udp(dport=53, len=7) / INNER, "not_erm"),
     "UDP length before frame length": (ETHER / ip(len=1000) / udp(len=7), "malformed"),
@@ -206,17 +214,34 @@ def nest(*vlans: int, inner: Packet = INNER) -> Packet:
     return inner
 
 
+def refused(levels: int, peeled: int) -> list[str]:
+    """The notes on a frame of so many levels of which so many were peeled."""
+    return ["nested"] * (peeled > 1) + ["nested_refused"] * (peeled < levels)
+
+
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_nested(program, depth, levels):
     vlans = (11, 12, 13, 14)[:levels]
     peeled = min(depth, levels)
-    inner = nest(*vlans[peeled:])
-    notes = ["nested"] if peeled > 1 else []
-    check_left(program(InterfaceConfig(depth=depth, vlan="strip")), nest(*vlans), inner, notes)
+    inner, notes = nest(*vlans[peeled:]), refused(levels, peeled)
+    deep = dataclasses.replace(DEEP, depth=depth)
+    check_left(program(deep), nest(*vlans), inner, notes)
     # The tag is what the last header that was peeled says.
     tagged = bytes(inner)[:12] + struct.pack("!HH", 0x8100, vlans[peeled - 1]) + bytes(inner)[12:]
-    check_left(program(InterfaceConfig(depth=depth)), nest(*vlans), tagged, notes)
+    check_left(program(dataclasses.replace(deep, vlan="restore")), nest(*vlans), tagged, notes)
+
+
+def test_what_a_mirrored_host_wraps_stays_wrapped(program):
+    """By default, and where the host is none of the sources: the frame that it invents was not mirrored."""
+    invented = ETHER / ip(src="10.9.9.9") / udp() / ERM() / INNER
+    for config in (STRIP, DEEP, dataclasses.replace(DEEP, depth=1)):
+        check_left(program(config), wrap(invented), invented, ["nested_refused"])
+        check_left(program(config), wrap(invented) / Padding(bytes(9)), invented, ["nested_refused"])
+    # Whatever is within it.
+    check_left(program(DEEP), wrap(wrap(wrap(invented))), invented, ["nested", "nested_refused"])
+    around = ETHER / ip(src="10.9.9.9") / udp() / ERM() / wrap(INNER)
+    check_left(program(DEEP), wrap(around), around, ["nested_refused"])
 
 
 @table("inner", {
@@ -227,8 +252,10 @@ def test_nested(program, depth, levels):
     "UDP shorter than IP": (ETHER / ip() / udp(len=20 + len(INNER)) / ERM() / (bytes(INNER) + b"past the end"),),
 })
 def test_nested_wrapping(program, inner):
-    check_left(program(), wrap(inner, vlan=4000), LEFT, ["nested"])
-    check_left(program(), wrap(wrap(inner)) / Padding(b"\2" * 5), LEFT, ["nested"])
+    deep = program(dataclasses.replace(DEEP, vlan="restore"))
+    check_left(deep, wrap(inner, vlan=4000), LEFT, ["nested"])
+    check_left(deep, wrap(wrap(inner)) / Padding(b"\2" * 5), LEFT, ["nested"])
+    check_left(program(STRIP), wrap(inner), inner, ["nested_refused"])
 
 
 @table("inner, notes", {
@@ -247,7 +274,8 @@ def test_nested_wrapping(program, inner):
 })
 def test_peeling_stops_at_what_is_no_datagram(program, inner, notes):
     check_left(program(STRIP), wrap(inner), inner, notes)
-    check_left(program(STRIP), wrap(wrap(inner)), inner, ["nested", *notes])
+    check_left(program(DEEP), wrap(inner), inner, notes)
+    check_left(program(DEEP), wrap(wrap(inner)), inner, ["nested", *notes])
 
 
 @pytest.mark.parametrize("length", range(14, len(MANY_LAYERS)))
@@ -255,12 +283,13 @@ def test_every_cut_of_a_nested_datagram(program, length):
     """What follows in the packet, behind the outer datagram's end, must not be taken for the nested one's rest."""
     inner = MANY_LAYERS[:length]
     notes = ["inner_truncated"] if length >= 22 else []  # below that the EtherType behind the tags is missing
-    check_left(program(STRIP), wrap(inner), inner, notes)
-    check_left(program(STRIP), wrap(inner) / Padding(MANY_LAYERS[length:]), inner, notes)
+    for config in (STRIP, DEEP):
+        check_left(program(config), wrap(inner), inner, notes)
+        check_left(program(config), wrap(inner) / Padding(MANY_LAYERS[length:]), inner, notes)
 
 
 def test_ports_are_those_of_every_level(program):
-    config = InterfaceConfig(vlan="strip", port=(7932, 9999))
+    config = dataclasses.replace(DEEP, port=(7932, 9999))
     nested = ETHER / ip() / udp(dport=9999) / ERM() / wrap(INNER)
     check_left(program(config), nested, INNER, ["nested"])
     check_left(program(config), wrap(ETHER / ip() / udp(dport=9999) / ERM() / INNER), INNER, ["nested"])
@@ -356,6 +385,9 @@ def test_targets(program, target, verdict, elsewhere):
     "source only": (ETHER / ip(dst="10.9.9.9") / udp() / ERM() / INNER, "foreign_target"),
     "target only": (ETHER / ip(src="10.9.9.9") / udp() / ERM() / INNER, "foreign_source"),
     "both": (wrap(INNER), "decapsulated"),
+    "source before fragment": (ETHER / ip(src="10.9.9.9", flags="MF") / udp() / ERM() / INNER, "foreign_source"),
+    "target before fragment": (ETHER / ip(dst="10.9.9.9", flags="MF") / udp() / ERM() / INNER, "foreign_target"),
+    "offset before source": (ETHER / ip(src="10.9.9.9", frag=1, proto=17) / udp() / ERM() / INNER, "not_erm"),
     "port before source": (ETHER / ip(src="10.9.9.9") / udp(dport=53) / ERM() / INNER, "not_erm"),
     "source before UDP length": (ETHER / ip(src="10.9.9.9") / udp(len=7) / ERM() / INNER, "foreign_source"),
     "target before UDP length": (ETHER / ip(dst="10.9.9.9") / udp(len=7) / ERM() / INNER, "foreign_target"),
@@ -367,18 +399,22 @@ def test_sources_and_targets(program, sent, verdict, elsewhere):
 
 
 @long_or_short
-def test_allow_lists_are_for_the_outermost_level(program, elsewhere):
-    config = InterfaceConfig(vlan="strip", sources=(f"{SWITCH}/32", *elsewhere), targets=(SENSOR, *elsewhere))
-    foreign = ETHER / ip(src="10.9.9.9", dst="10.9.9.9") / udp() / ERM() / INNER
-    check_left(program(config), wrap(foreign), INNER, ["nested"])
+def test_sources_are_for_every_level_and_targets_for_the_outermost(program, elsewhere):
+    config = dataclasses.replace(DEEP, sources=(*DEEP.sources, *elsewhere), targets=(SENSOR, *elsewhere))
+    elsewhere_too = ETHER / ip(dst="10.9.9.9") / udp() / ERM() / INNER
+    check_left(program(config), wrap(elsewhere_too), INNER, ["nested"])
+    check(program(config), elsewhere_too, "foreign_target")
+    foreign = ETHER / ip(src="10.9.9.9") / udp() / ERM() / INNER
+    check_left(program(config), wrap(foreign), foreign, ["nested_refused"])
     check(program(config), foreign, "foreign_source", session=Session("10.9.9.9", 5))
 
 
 def test_a_session_is_the_outermost_address_and_source_port(program):
+    config = dataclasses.replace(DEEP, sources=("0.0.0.0/0",))
     for session in (Session("198.51.100.1", 1), Session("198.51.100.1", 65535), Session("255.255.255.255", 0)):
         outer = ETHER / ip(src=session.source) / udp(sport=session.source_port) / ERM()
-        check_left(program(STRIP), outer / INNER, INNER, session=session)
-        check_left(program(STRIP), outer / wrap(INNER), INNER, ["nested"], session=session)
+        check_left(program(config), outer / INNER, INNER, session=session)
+        check_left(program(config), outer / wrap(INNER), INNER, ["nested"], session=session)
 
 
 NOBODY = InterfaceConfig(vlan="strip", sources=("192.0.2.255/32",))
@@ -554,9 +590,17 @@ def test_inner_truncated(program, inner, truncated):
 
 NO_ADJUST_HEAD = "-Dbpf_xdp_adjust_head(ctx, n)=(-22)"
 NO_ADJUST_TAIL = "-Dbpf_xdp_adjust_tail(ctx, n)=(-22)"
+NO_META = "-Dbpf_xdp_adjust_meta(ctx, n)=(-22)"
 
 
-@pytest.mark.parametrize("config", [InterfaceConfig(), STRIP], ids=["restore", "strip"])
+def test_a_frame_that_cannot_be_marked_stays_wrapped(program):
+    """The host would take it for one of its own."""
+    for sent in (wrap(INNER), wrap(wrap(INNER)), wrap(INNER) / Padding(bytes(5))):
+        check(program(InterfaceConfig(), NO_META), sent, "unmarked")
+    check_left(program(InterfaceConfig(isolate=False), NO_META), wrap(INNER), LEFT)
+
+
+@pytest.mark.parametrize("config", [InterfaceConfig(), STRIP, DEEP], ids=["restore", "strip", "deep"])
 def test_failed_helpers_leave_the_packet_as_it_was(program, config):
     for sent in (wrap(INNER), wrap(wrap(INNER)), wrap(INNER) / Padding(bytes(5))):
         check(program(config, NO_ADJUST_HEAD), sent, "failed")

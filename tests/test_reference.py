@@ -49,12 +49,12 @@ def verdict(frame: bytes, config: InterfaceConfig = DEFAULT) -> str:
     assert result.verdict in VERDICTS
     if result.verdict != "decapsulated":
         foreign = "10.205.0.2" if result.verdict in ("foreign_source", "foreign_target") else None
-        assert result == Decapsulation(result.verdict, frame, 0, False, None, foreign)
+        assert result == Decapsulation(result.verdict, frame, foreign=foreign)
     return result.verdict
 
 
 def test_a_plain_datagram():
-    expected = Decapsulation("decapsulated", tagged(INNER, "8100 000a"), 1, False, Session("10.205.0.2", 5))
+    expected = Decapsulation("decapsulated", tagged(INNER, "8100 000a"), 1, session=Session("10.205.0.2", 5))
     assert decapsulate(wrap(), DEFAULT) == expected
 
 
@@ -118,8 +118,10 @@ def test_what_follows_the_datagram_is_cut():
     ("malformed", wrap(udp_length=7)),
     ("malformed", wrap(udp_length=21 + len(INNER))),
     ("fragment", wrap(fragment=0x2000)),
-    ("fragment", wrap(fragment=0x2001)),
-    ("fragment", wrap(fragment=0x0001)),
+    ("fragment", wrap(fragment=0x6000)),
+    ("not_erm", wrap(fragment=0x2000, port=7933)),
+    ("not_erm", wrap(fragment=0x2001)),  # the first fragment alone has the ports
+    ("not_erm", wrap(fragment=0x0001)),
     ("truncated", wrap(total_length=41 + len(INNER))),
     ("truncated", wrap(inner=INNER[:13])),
     ("truncated", wrap(inner=b"", erm="")),
@@ -138,7 +140,9 @@ def test_each_cut_of_a_datagram():
     # Each frame has what two rules are for: the earlier one counts.
     ("malformed", wrap(version=6, protocol=6)),
     ("not_erm", wrap(protocol=6, fragment=0x2000)),
-    ("fragment", wrap(fragment=0x2000)[:34]),
+    ("not_erm", wrap(fragment=0x0001)[:34]),
+    ("truncated", wrap(fragment=0x2000)[:41]),
+    ("fragment", wrap(fragment=0x2000)[:42]),
     ("truncated", wrap(port=7933)[:41]),
     ("not_erm", wrap(port=7933, udp_length=7)),
     ("malformed", wrap(udp_length=7)[:42]),
@@ -176,29 +180,37 @@ def test_nesting_ends_at_the_depth(depth, levels, left):
     frames = [INNER]
     for vlan in ("00400a00", "00401400", "00401e00", "00402800"):  # 10, 20, 30, 40 from the inside out
         frames.append(wrap(frames[-1], "0000000000000000" + vlan))
-    result = decapsulate(frames[4], InterfaceConfig(depth=depth))
+    result = decapsulate(frames[4], InterfaceConfig(depth=depth, sources=("10.205.0.2/32",)))
     assert (result.levels, result.session) == (levels, Session("10.205.0.2", 5))
+    assert result.nested_refused
     # The tag is what the innermost header that was peeled says.
     assert result.frame == tagged(frames[left], f"8100 {10 * (left + 1):04x}")
 
 
 @pytest.mark.parametrize("inner", [wrap(fragment=0x2000), wrap(udp_length=7), wrap(port=7933), wrap()[:-1]])
 def test_peeling_stops_at_what_is_no_datagram(inner):
-    result = decapsulate(wrap(inner), DEFAULT)
-    assert (result.verdict, result.levels, result.frame) == ("decapsulated", 1, tagged(inner, "8100 000a"))
+    for config in (DEFAULT, InterfaceConfig(depth=3, sources=("10.205.0.2/32",))):
+        result = decapsulate(wrap(inner), config)
+        assert (result.verdict, result.levels, result.frame) == ("decapsulated", 1, tagged(inner, "8100 000a"))
+        assert not result.nested_refused
 
 
-def test_allow_lists_are_for_the_outermost_level():
+@pytest.mark.parametrize("sources, levels, refused", [
+    (("192.0.2.1/32", "10.205.0.0/24"), 2, False),
+    (("192.0.2.1/32",), 1, True),  # whoever sent the level within is none of the switches
+])
+def test_sources_are_for_every_level_and_targets_for_the_outermost(sources, levels, refused):
     nested = wrap(wrap())
-    nested = nested[:26] + bytes.fromhex("c0000201") + nested[30:]  # another outermost source
-    result = decapsulate(nested, InterfaceConfig(sources=("192.0.2.1/32",)))
-    assert (result.levels, result.session) == (2, Session("192.0.2.1", 5))
+    nested = nested[:26] + bytes.fromhex("c0000201 c0000202") + nested[34:]  # another outermost source and target
+    result = decapsulate(nested, InterfaceConfig(depth=3, sources=sources, targets=("192.0.2.2",)))
+    assert (result.levels, result.nested_refused, result.session) == (levels, refused, Session("192.0.2.1", 5))
 
 
 def test_padding_inside_is_not_taken_for_a_longer_datagram():
     """A nested datagram is bounded by the outer one's length, not by the bytes that follow in the buffer."""
     cut = wrap(wrap()[:-1]) + INNER
-    assert decapsulate(cut, DEFAULT).levels == 1
+    result = decapsulate(cut, InterfaceConfig(depth=3, sources=("10.205.0.2/32",)))
+    assert (result.levels, result.nested_refused) == (1, False)
 
 
 IPV6 = INNER[:12] + bytes.fromhex("86dd 60000000 0004 3b 40") + bytes(32) + b"four"

@@ -21,8 +21,8 @@ WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
 
 CONFIGURATIONS = {
     "default": InterfaceConfig(),
-    "least": InterfaceConfig(vlan="strip", depth=1, sessions=False),
-    "most": InterfaceConfig(port=(1, 7932, 65535), vlan="tagged", sources=("10.0.0.0/8", "192.0.2.1/32"),
+    "least": InterfaceConfig(vlan="strip", sessions=False),
+    "most": InterfaceConfig(port=(1, 7932, 65535), vlan="tagged", depth=3, sources=("10.0.0.0/8", "192.0.2.1/32"),
                             targets=("192.0.2.1",), spread_ports=True),
 }
 

@@ -236,7 +236,7 @@ def booted(systemd_process: int) -> Iterator[Booted]:
 
 
 def test_attached_at_boot_before_zeek(booted: Booted) -> None:
-    booted.write("/etc/xdp-erm.yaml", "interfaces: {eth0.10: {vlan: strip}, br-lan0: {depth: 1}}")
+    booted.write("/etc/xdp-erm.yaml", "interfaces: {eth0.10: {vlan: strip}, br-lan0: {depth: 2, sources: 10.0.0.0/8}}")
     booted.write("/etc/systemd/system/zeek.service", ZEEK_UNIT)
     booted.do("systemctl", "enable", "zeek")
     assert booted.xdp_erm("systemd", "install").splitlines() == [
@@ -256,7 +256,7 @@ def test_attached_at_boot_before_zeek(booted: Booted) -> None:
     booted.wait_until("Zeek started", lambda: booted.state("zeek") == "active")
     found = json.loads(booted.do("cat", "/run/zeek-found"))["interfaces"]
     assert {interface["name"]: (interface["config"]["vlan"], interface["config"]["depth"]) for interface in found} == {
-        "eth0.10": ("strip", 3), "br-lan0": ("restore", 1)}
+        "eth0.10": ("strip", 1), "br-lan0": ("restore", 2)}
     booted.wait_until("the publisher started", lambda: booted.state(systemd.PUBLISHER) == "active")
 
 

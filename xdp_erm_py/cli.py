@@ -163,7 +163,7 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--vlan", type=_checked("vlan"), metavar="{restore,tagged,strip}",
                        help="the mirrored frame's 802.1Q tag")
     group.add_argument("--depth", type=_checked("depth", number=True), metavar="LEVELS",
-                       help="levels of ERM inside ERM to peel, 1 to 3")
+                       help="levels of ERM to peel, 1 to 3; more than 1 needs --source")
     group.add_argument("--mode", type=_checked("mode"), metavar="{auto,native,generic}", help="where XDP runs")
     group.add_argument("--source", dest="sources", action="append", type=_checked("sources", many=True),
                        metavar="PREFIX[,PREFIX]", help="take ERM only from these IPv4 prefixes")

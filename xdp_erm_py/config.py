@@ -37,8 +37,8 @@ class InterfaceConfig:
     """UDP destination ports that carry ERM."""
     vlan: str = "restore"
     """The mirrored frame's 802.1Q tag: restore, tagged (only where the ERM header says tagged) or strip."""
-    depth: int = shared.ERM_MAX_DEPTH
-    """Levels of ERM inside ERM that are peeled."""
+    depth: int = 1
+    """Levels of ERM that are peeled at most. One within another must come from one of the sources."""
     mode: str = "auto"
     """Where XDP runs: native (in the driver), generic (in the stack), or auto: native, else generic."""
     sources: tuple[str, ...] = ()
@@ -211,10 +211,21 @@ class Configuration:
 
     interfaces: dict[str, InterfaceConfig] = dataclasses.field(default_factory=dict)
     defaults: InterfaceConfig = InterfaceConfig()
+    depths: dict[str | None, str] = dataclasses.field(default_factory=dict)
+    """Where the file says `depth`: FILE:LINE by interface; of None: for all."""
 
     def of(self, name: str, overrides: dict[str, Any]) -> InterfaceConfig:
-        """The settings of interface `name`, with the command line's (canonical) over them."""
-        return dataclasses.replace(self.interfaces.get(name, self.defaults), **overrides)
+        """The settings of interface `name`, with the command line's (canonical) over them.
+
+        UsageError: ERM within ERM is to be peeled, whoever sent it, and every mirrored host can.
+        """
+        settings = dataclasses.replace(self.interfaces.get(name, self.defaults), **overrides)
+        if settings.depth > 1 and not settings.sources:
+            where = "argument --depth" if "depth" in overrides else \
+                f"{self.depths.get(name, self.depths.get(None))}: depth"
+            raise UsageError(f"{where}: {settings.depth} needs `sources`, the switches' addresses (--source): every "
+                             "mirrored host can send ERM, too, and would put frames of its own before Zeek")
+        return settings
 
 
 def load(path: Path | None = None) -> Configuration:
@@ -249,6 +260,7 @@ class _Reader:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._constructor = yaml.SafeLoader("")
+        self._depths: dict[str | None, str] = {}
 
     def _error(self, node: yaml.Node, problem: object) -> UsageError:
         return UsageError(f"{self._file}:{node.start_mark.line + 1}: {problem}")
@@ -281,9 +293,12 @@ class _Reader:
             items.append((key_node, key, value_node))
         return items
 
-    def _settings(self, node: yaml.Node, what: str) -> dict[str, Any]:
+    def _settings(self, node: yaml.Node, name: str | None) -> dict[str, Any]:
+        """Those of one interface, or of None: for all."""
         settings = {}
-        for key_node, key, value_node in self._items(node, what):
+        for key_node, key, value_node in self._items(node, name or "defaults"):
+            if key == "depth":
+                self._depths[name] = f"{self._file}:{value_node.start_mark.line + 1}"
             try:
                 settings[key] = check(key, self._value(value_node))
             except ValueError as error:
@@ -300,7 +315,7 @@ class _Reader:
             sections[key] = value_node
         defaults = InterfaceConfig()
         if "defaults" in sections:
-            defaults = InterfaceConfig(**self._settings(sections["defaults"], "defaults"))
+            defaults = InterfaceConfig(**self._settings(sections["defaults"], None))
         interfaces = {}
         for key_node, name, value_node in self._items(sections.get("interfaces"), "interfaces"):
             try:
@@ -308,4 +323,4 @@ class _Reader:
             except ValueError as error:
                 raise self._error(key_node, error) from None
             interfaces[name] = dataclasses.replace(defaults, **self._settings(value_node, name))
-        return Configuration(interfaces, defaults)
+        return Configuration(interfaces, defaults, self._depths)

@@ -45,6 +45,8 @@ CURES = {
     "truncated": "it is cut: raise the MTU on its way, and the interface's, to 1554 or more",
     "malformed": "its headers contradict each other: find out who sends it, and whether it is ERM",
     "failed": "a kernel helper refused, as for jumbo frames in several pieces with padding behind them",
+    "unmarked": "the driver has no room for the mark that keeps it out of the host, so that it stays wrapped: set "
+                "`mode: generic`, or `isolate: false`",
 }
 
 
@@ -116,7 +118,7 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
                                                        f"{file or config.DEFAULT_PATH}")
         for name in dict.fromkeys(names):
             try:
-                patient = _patient(links.find(name), configuration.of(name, {}), known)
+                patient = _patient(links.find(name), configuration, known)
             except (OSError, XdpErmError) as error:
                 yield Finding(name, "interface", PROBLEM, _without(name, error))
                 continue
@@ -125,10 +127,10 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
                 yield from _findings(patient, each)
 
 
-def _patient(link: Link, configured: config.InterfaceConfig, known: bool) -> Patient:
+def _patient(link: Link, configuration: config.Configuration, known: bool) -> Patient:
     ours = attached.attachment_of(link) if known else None
     if ours is None:
-        return Patient(link, configured.as_dict(), None, {})
+        return Patient(link, configuration.of(link.name, {}).as_dict(), None, {})
     settings = {**config.InterfaceConfig().as_dict(), **ours.state["config"]}
     return Patient(link, settings, ours, stats.read(ours))
 
@@ -339,6 +341,11 @@ def packets(patient: Patient) -> Iterator[Result]:
     if cut > SHARE * decapsulated:
         yield Result(WARNING, f"{cut} of {decapsulated} mirrored frames are cut: take `truncation` off the mirror "
                               "session, and raise the MTU on its way to 1554 or more")
+    refused = patient.counted["counters"]["nested_refused"]["packets"]
+    if refused:
+        yield Result(WARNING, f"{refused} mirrored frames are ERM themselves and stay wrapped: if a switch of yours "
+                              "sends them, add it to `sources` and set `depth`; else a mirrored host does, and may "
+                              "hide its traffic so")
 
 
 def _senders(patient: Patient) -> str:

@@ -29,7 +29,7 @@ OPTIONS = (
     ("config", "", "Configuration file on the hosts, in place of /etc/xdp-erm.yaml."),
     ("port", "", "UDP destination ports that carry ERM."),
     ("vlan", "", "The mirrored frame's 802.1Q tag: restore, tagged or strip."),
-    ("depth", "", "Levels of ERM inside ERM to peel, 1 to 3."),
+    ("depth", "", "Levels of ERM to peel, 1 to 3; more than 1 needs sources."),
     ("mode", "", "Where XDP runs: auto, native or generic."),
     ("sources", "", "IPv4 prefixes of the switches: take ERM only from these."),
     ("targets", "", "IPv4 addresses: take ERM only to these."),
@@ -411,6 +411,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
             if done.returncode == 2:
                 refused = True
                 problem = done.stderr.strip().splitlines()[-1].replace("xdp-erm config: error: ", "")
+                problem = problem.replace("xdp-erm: ", "", 1)
                 for name, flag in _FLAGS.items():
                     problem = problem.replace(f"argument {flag}:", f"xdp_erm.{name}:")
                 self.error(f"{capture.node.name}: {problem}")

@@ -20,22 +20,25 @@ from xdp_erm_py.program import reference
 from xdp_erm_py.program.compiler import PLAIN, Variant
 from xdp_erm_py.program.reference import Decapsulation, Session
 
+ANYBODY = ("0.0.0.0/0",)
+
 #: Programs: the configuration, and what they depend on besides.
 CASES = tuple((config, PLAIN) for config in (
     InterfaceConfig(),
     InterfaceConfig(isolate=False),
-    InterfaceConfig(vlan="tagged", depth=2, port=(7932, 7933)),
+    InterfaceConfig(depth=3, sources=ANYBODY),
+    InterfaceConfig(vlan="tagged", depth=2, port=(7932, 7933), sources=("198.51.100.0/24",)),
     InterfaceConfig(vlan="tagged", isolate=False, sessions=False),
-    InterfaceConfig(vlan="strip", depth=1, sources=("198.51.100.0/24", "10.0.0.0/8")),
-    InterfaceConfig(vlan="strip", port=(7932, 7933), sessions=False),
-    InterfaceConfig(depth=1, sessions=False, targets=(SENSOR,)),
-    InterfaceConfig(sources=("198.51.100.1/32", "203.0.113.0/24", *ELSEWHERE), targets=(SENSOR, *ELSEWHERE),
+    InterfaceConfig(vlan="strip", sources=("198.51.100.0/24", "10.0.0.0/8")),
+    InterfaceConfig(vlan="strip", depth=3, port=(7932, 7933), sources=ANYBODY, sessions=False),
+    InterfaceConfig(sessions=False, targets=(SENSOR,)),
+    InterfaceConfig(depth=3, sources=("198.51.100.1/32", "203.0.113.0/24", *ELSEWHERE), targets=(SENSOR, *ELSEWHERE),
                     isolate=False),
 )) + (
     (InterfaceConfig(), Variant(cpus=(0,))),
-    (InterfaceConfig(vlan="strip", isolate=False, spread_ports=True), Variant(cpus=(0, 0))),
+    (InterfaceConfig(vlan="strip", depth=3, sources=ANYBODY, isolate=False, spread_ports=True), Variant(cpus=(0, 0))),
     (InterfaceConfig(), Variant(frags=True)),
-    (InterfaceConfig(vlan="tagged", isolate=False), Variant(cpus=(0,), frags=True)),
+    (InterfaceConfig(vlan="tagged", depth=3, sources=ANYBODY, isolate=False), Variant(cpus=(0,), frags=True)),
 )
 
 # Reading the counters takes as long as running some frames.
@@ -211,8 +214,9 @@ class Subject:
 
 
 def _counted(expected: Decapsulation) -> list[str]:
-    notes = ["nested"] * (expected.levels > 1) + ["inner_truncated"] * expected.inner_truncated
-    return [expected.verdict, *notes]
+    notes = {"nested": expected.levels > 1, "nested_refused": expected.nested_refused,
+             "inner_truncated": expected.inner_truncated}
+    return [expected.verdict, *(name for name, noted in notes.items() if noted)]
 
 
 def _moved(before: dict, after: dict) -> dict:

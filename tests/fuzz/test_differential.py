@@ -54,21 +54,25 @@ def wrong_note(expected):
     return dataclasses.replace(expected, inner_truncated=False)
 
 
+def wrong_refusal(expected):
+    return dataclasses.replace(expected, nested_refused=False)
+
+
 def wrong_session(expected):
     if expected.session != Session("198.51.100.2", 4):
         return expected
     return dataclasses.replace(expected, session=Session("198.51.100.2", 3))
 
 
-@pytest.mark.parametrize("error", [wrong_verdict, wrong_byte, wrong_cut, wrong_note, wrong_session])
+@pytest.mark.parametrize("error", [wrong_verdict, wrong_byte, wrong_cut, wrong_note, wrong_refusal, wrong_session])
 def test_a_wrong_oracle_is_noticed(xdp, error):
     """Each mismatch names the frame, whose expectation is then indeed wrong."""
     def oracle(frame, config):
         return error(decapsulate(frame, config))
 
-    config, _ = CASES[0]
-    result = run("1", FRAMES, oracle=oracle, cases=CASES[:1])
+    case = next(case for case in CASES if case[0].depth == 3)
+    result = run("1", FRAMES, oracle=oracle, cases=[case])
     assert result.mismatches
     for mismatch in result.mismatches:
         frame = bytes.fromhex(mismatch.partition("frame ")[2].partition("\n")[0])
-        assert oracle(frame, config) != decapsulate(frame, config)
+        assert oracle(frame, case[0]) != decapsulate(frame, case[0])

@@ -46,9 +46,10 @@ def configuration(soak: Soak, mode: str = "native") -> InterfaceConfig:
     """Another one than that in force, of the same mode."""
     draw = soak.random
     while True:
+        sources = draw.choice(((), NARROW["sources"], LONG))
         config = InterfaceConfig(
-            mode=mode, depth=draw.randint(1, 3), vlan=draw.choice(("restore", "tagged", "strip")),
-            port=draw.choice((NARROW["port"], (7932, 7933))), sources=draw.choice(((), NARROW["sources"], LONG)),
+            mode=mode, depth=draw.randint(1, 3) if sources else 1, vlan=draw.choice(("restore", "tagged", "strip")),
+            port=draw.choice((NARROW["port"], (7932, 7933))), sources=sources,
             targets=draw.choice(((), NARROW["targets"])), sessions=draw.random() < 0.7,
             **soak.spreading() if mode == "native" else {})
         if config != soak.config:

@@ -64,6 +64,7 @@ def _kinds() -> Iterator[tuple[str, Packet | bytes]]:
     yield "ARP", _OUTER / ARP()
     yield "TCP", _OUTER / ip() / TCP()
     yield "fragment", _erm(_inner(8), outer=ip(flags="MF"))
+    yield "last fragment", _OUTER / ip(frag=185, proto=17) / Raw(b"the rest")
     yield "truncated", bytes(_erm(_inner(1)))[:-10]
     yield "no frame within", bytes(_OUTER / ip() / udp() / Raw(bytes(12)))
     yield "malformed", _erm(_inner(2), datagram=udp(len=4))

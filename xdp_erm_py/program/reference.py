@@ -64,12 +64,14 @@ class Decapsulation:
     """The verdict and the frame that goes on to the taps.
 
     With any verdict but `decapsulated` the frame is the one that came in, `levels` is 0 and `session` None.
+    `nested_refused`: the frame that goes on is ERM itself, deeper than configured or not from one of the sources.
     `foreign` is the source address where the verdict is `foreign_source` or `foreign_target`.
     """
 
     verdict: str
     frame: bytes
     levels: int = 0
+    nested_refused: bool = False
     inner_truncated: bool = False
     session: Session | None = None
     foreign: str | None = None
@@ -89,17 +91,23 @@ def decapsulate(frame: bytes, config: InterfaceConfig) -> Decapsulation:
         outermost = datagram = _parse(frame, config.port, config.sources, config.targets)
     except NotErm as reason:
         return Decapsulation(str(reason), frame, foreign=reason.foreign)
-    levels = 1
-    while levels < config.depth:
+    levels, nested_refused = 1, False
+    while not nested_refused:
         try:
-            datagram = _parse(datagram.inner, config.port)
+            within = _parse(datagram.inner, config.port)
         except NotErm:
             break
-        levels += 1
+        # Whoever is mirrored can send ERM, too. Where a level within was sent to is another sensor's business.
+        if levels < config.depth and _is_source(within.session.source, config.sources):
+            datagram = within
+            levels += 1
+        else:
+            nested_refused = True
     return Decapsulation(
         "decapsulated",
         _restore_vlan(datagram.inner, datagram.vlan, config.vlan),
         levels,
+        nested_refused,
         _is_inner_truncated(datagram.inner),
         outermost.session,
     )
@@ -155,8 +163,8 @@ def _parse(
     total_length, _, fragment, _, protocol, _, source, destination = struct.unpack_from("!HHHBBH4s4s", frame, ip + 2)
     if protocol != PROTOCOL_UDP:
         raise NotErm("not_erm")
-    if fragment & 0x3FFF:  # more fragments, or an offset; 0x4000 is don't-fragment
-        raise NotErm("fragment")
+    if fragment & 0x1FFF:  # an offset: only the first fragment has the ports
+        raise NotErm("not_erm")
 
     header_len = header_words * 4
     if available < header_len + UDP_LEN:
@@ -164,11 +172,13 @@ def _parse(
     source_port, destination_port, udp_length = struct.unpack_from("!HHH", frame, ip + header_len)
     if destination_port not in ports:
         raise NotErm("not_erm")
-    source_address = ipaddress.IPv4Address(source)
-    if sources and not any(source_address in ipaddress.IPv4Network(prefix) for prefix in sources):
-        raise NotErm("foreign_source", str(source_address))
+    source_address = str(ipaddress.IPv4Address(source))
+    if not _is_source(source_address, sources):
+        raise NotErm("foreign_source", source_address)
     if targets and str(ipaddress.IPv4Address(destination)) not in targets:
-        raise NotErm("foreign_target", str(source_address))
+        raise NotErm("foreign_target", source_address)
+    if fragment & 0x2000:  # more fragments follow; 0x4000 is don't-fragment
+        raise NotErm("fragment")
 
     if udp_length < UDP_LEN or header_len + udp_length > total_length:
         raise NotErm("malformed")
@@ -178,7 +188,12 @@ def _parse(
     erm = ip + header_len + UDP_LEN
     inner = erm + ERM_HEADER_LEN
     end = ip + header_len + udp_length
-    return Datagram(Session(str(source_address), source_port), parse_vlan(frame[erm:inner]), frame[inner:end])
+    return Datagram(Session(source_address, source_port), parse_vlan(frame[erm:inner]), frame[inner:end])
+
+
+def _is_source(address: str, sources: tuple[str, ...]) -> bool:
+    """Tell whether a sender is on the allow list; without one everybody is."""
+    return not sources or any(ipaddress.IPv4Address(address) in ipaddress.IPv4Network(prefix) for prefix in sources)
 
 
 def _restore_vlan(frame: bytes, vlan: Vlan, mode: str) -> bytes:

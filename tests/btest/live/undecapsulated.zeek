@@ -16,10 +16,13 @@
 
 redef exit_only_after_terminate = T;
 
+global seen = 0;
+
 event XDP_ERM::log_xdp_erm(rec: XDP_ERM::Info)
 	{
-	# The publisher's last report has the traffic; the inner flows are to end first.
-	if ( rec$fragment$packets > 0 )
+	# All packets of the trace: the inner flows are to end first.
+	seen += rec$not_erm$packets;
+	if ( seen >= 14 )
 		terminate();
 	}
 

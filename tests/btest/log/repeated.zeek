@@ -29,7 +29,7 @@ event zeek_init()
 	send(1, 10, "eth0", vector(1, 5));
 	send(1, 10, "eth0", vector(1, 5));
 	send(1, 10, "eth1", vector(2));
-	send(1, 11, "eth0", vector(3, 0, 0, 0, 0, 0, 0, 0, 0, 4, 5, 6));
+	send(1, 11, "eth0", vector(3, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 5, 6));
 	send(1, 10, "eth0", vector(1));
 	send(2, 12, "eth0", vector(4));
 	send(1, 7 * publisher + 9, "eth2", vector(5));
