@@ -1,9 +1,11 @@
-# make demo   run the lab: a mirroring switch and a sensor in network namespaces of this machine (root)
-# make test   run all tests (root: most of them use XDP)
-# make fuzz   compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
-# make soak   all faults at random under traffic, with exact books (root); SOAK="--minutes 10 --seed 1"
-# make bench  measure costs, gains and alternatives (root); BENCH="--quick --only cost balance --json FILE --plot FILE"
-# make clean  remove what the other targets made here
+# make demo      run the lab: a mirroring switch and a sensor in network namespaces of this machine (root)
+# make check     what to run at each change: lint, types, program, configuration and one of each kind of test (root)
+# make test      run the tests but for those that take long (root: most of them use XDP); TEST="-k attach -x"
+# make nightly   run all tests, then fuzz, soak and bench
+# make fuzz      compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
+# make soak      all faults at random under traffic, with exact books (root); SOAK="--minutes 10 --seed 1"
+# make bench     measure costs, gains and alternatives (root); BENCH="--quick --only cost balance --json FILE --plot FILE"
+# make clean     remove what the other targets made here
 
 PYTHON := /usr/bin/python3
 VENV := .venv
@@ -16,42 +18,45 @@ TEST_PACKAGES := python3-venv iproute2 ethtool procps util-linux git python3-git
 # What the benchmark needs besides what runs.
 BENCH_PACKAGES := python3-matplotlib gcc libc6-dev iproute2 ethtool
 
-.PHONY: demo test fuzz soak bench runtime clean
+# What tests run: those of the project, with Zeek's commands if there is a Zeek. Two processes, as much of a test is
+# waiting; those of a group, which share a cluster for example, run in one of them.
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:/opt/zeek/bin:/usr/sbin:/usr/bin:/sbin:/bin" $(VENV)/bin/python
+PYTEST := $(IN_VENV) -m pytest --numprocesses=2 --dist=loadgroup
+TEST :=
+
+.PHONY: demo check test nightly fuzz soak bench runtime clean
 
 demo: runtime
 	bin/xdp-erm lab
 
+check: $(VENV)/ready
+	$(PYTEST) -m check $(TEST)
+
 test: $(VENV)/ready
-	PATH="$(CURDIR)/$(VENV)/bin:/opt/zeek/bin:/usr/sbin:/usr/bin:/sbin:/bin" $(VENV)/bin/python -m pytest tests
+	$(PYTEST) -m "not nightly" $(TEST)
+
+nightly: $(VENV)/ready
+	$(PYTEST)
+	$(MAKE) fuzz soak bench
 
 fuzz: $(VENV)/ready
-	PATH="$(CURDIR)/$(VENV)/bin:/usr/sbin:/usr/bin:/sbin:/bin" PYTHONPATH="$(CURDIR):$(CURDIR)/tests" \
-		$(VENV)/bin/python -m fuzz $(FUZZ)
+	PYTHONPATH=tests $(IN_VENV) -m fuzz $(FUZZ)
 
 soak: $(VENV)/ready
-	PATH="$(CURDIR)/$(VENV)/bin:/usr/sbin:/usr/bin:/sbin:/bin" PYTHONPATH="$(CURDIR):$(CURDIR)/tests" \
-		$(VENV)/bin/python -m soak $(SOAK)
+	PYTHONPATH=tests $(IN_VENV) -m soak $(SOAK)
 
 bench:
-	@$(call install,$(RUNTIME_PACKAGES) $(BENCH_PACKAGES))
+	@tools/apt-install $(RUNTIME_PACKAGES) $(BENCH_PACKAGES)
 	PATH=/usr/sbin:/usr/bin:/sbin:/bin $(PYTHON) -m bench $(BENCH)
 
 runtime:
-	@$(call install,$(RUNTIME_PACKAGES))
+	@tools/apt-install $(RUNTIME_PACKAGES)
 
 $(VENV)/ready: tests/requirements.txt Makefile
-	@$(call install,$(RUNTIME_PACKAGES) $(TEST_PACKAGES) $(BENCH_PACKAGES))
+	@tools/apt-install $(RUNTIME_PACKAGES) $(TEST_PACKAGES) $(BENCH_PACKAGES)
 	$(PYTHON) -m venv --system-site-packages $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement tests/requirements.txt
 	touch $@
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/btest/.tmp
-
-# Installs Debian or Ubuntu packages, if one of them is missing.
-define install
-if ! dpkg -s $(1) >/dev/null 2>&1; then \
-	command -v apt-get >/dev/null || { echo "not Debian or Ubuntu: install what $(1) are called here" >&2; exit 1; }; \
-	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1); \
-fi
-endef

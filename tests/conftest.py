@@ -1,11 +1,13 @@
-"""What the tests of the XDP program share: programs compiled once, and a cable between two network namespaces."""
+"""What tests share: a /run of their own, programs compiled once, and a cable between two network namespaces."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,6 +18,9 @@ from xdp_erm_py.kernel import bpf
 from xdp_erm_py.lab.cable import Cable
 
 DEFAULT = InterfaceConfig()
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +52,26 @@ def cable(xdp: None) -> Iterator[Cable]:
     """A cable from a switch to a sensor; the test runs in the sensor's network namespace."""
     with Cable() as cable, cable.sensor.entered():
         yield cable
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A job in the background may ignore Ctrl-C, and what it starts, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.suppress(PermissionError):
+        _have_own_run()
+
+
+def _have_own_run() -> None:
+    """Locks, pid files and names of network namespaces are in /run. Those of this process are not another's."""
+    _check(_libc.unshare(CLONE_NEWNS))
+    _check(_libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
+    _check(_libc.mount(b"run", b"/run", b"tmpfs", 0, None))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -124,6 +124,7 @@ def map_fd(number: int) -> int:
 
 # Attach and detach
 
+@pytest.mark.check
 def test_what_is_done_is_said(cable):
     assert attachment.attach(SENSOR, DEFAULT) == [
         TURNED_OFF, ISOLATED, f"{SENSOR}: attached (native, program {link().program_id})"]
@@ -133,6 +134,7 @@ def test_what_is_done_is_said(cable):
     assert link().program_id is None
 
 
+@pytest.mark.check
 def test_both_are_idempotent(cable):
     attachment.attach(SENSOR, DEFAULT)
     attached = link()
@@ -242,6 +244,7 @@ def test_a_small_mtu_is_warned_of(cable):
     assert link().mtu == 1553
 
 
+@pytest.mark.check
 def test_a_small_mtu_is_set_and_comes_back(cable):
     set_mtu(1500)
     assert attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))[0] == f"{SENSOR}: set MTU to 1554 (was 1500)"

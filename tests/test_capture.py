@@ -19,7 +19,8 @@ from xdp_erm_py.program.reference import Session
 
 CAPTURE = Path(__file__).resolve().parents[2] / "shared" / "captures" / "hp-erm-1.cap"
 
-pytestmark = pytest.mark.skipif(not CAPTURE.exists(), reason=f"no real capture at {CAPTURE}")
+pytestmark = [pytest.mark.check,
+              pytest.mark.skipif(not CAPTURE.exists(), reason=f"no real capture at {CAPTURE}")]
 
 PAIRS = {1: 3, 2: 4, 5: 7, 6: 8}
 each_pair = pytest.mark.parametrize("native, copy", PAIRS.items())

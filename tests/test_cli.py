@@ -67,6 +67,7 @@ def mirror(cable, count: int) -> int:
 
 # Doing what it should
 
+@pytest.mark.check
 def test_attach_and_detach(cable):
     done = run("attach", SENSOR)
     assert (done.returncode, done.stderr) == (0, "")
@@ -182,6 +183,7 @@ def test_json_of_nothing(cable):
     assert outcome("stats", "--json") == (0, '{"interfaces": []}\n', "")
 
 
+@pytest.mark.check
 def test_tables(cable, attached):
     octets = mirror(cable, 1000)
     heading, row = run("status").stdout.splitlines()
@@ -372,6 +374,7 @@ def test_attach_without_an_interface(tmp_path):
         2, "", f"xdp-erm: no interface: name one, or put it under `interfaces` in {file}\n")
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("arguments, problem", [
     ([], "xdp-erm: error: the following arguments are required: COMMAND"),
     (["attach", "eth1", "--vlan", "keep"],

@@ -14,6 +14,8 @@ from xdp_erm_py import config
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import UsageError
 
+pytestmark = pytest.mark.check
+
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm"), "config"]
 TIMEOUT = 60  # seconds
 

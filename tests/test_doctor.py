@@ -59,6 +59,7 @@ def well(check: str, *words: str) -> None:
 
 # The host
 
+@pytest.mark.check
 def test_kernel(cable, monkeypatch):
     well("kernel", "Linux ")
     monkeypatch.setattr(spread, "kernel", lambda: (5, 9))

@@ -90,6 +90,7 @@ def test_detach_during_attach(cable, commands):
     assert everything() == before
 
 
+@pytest.mark.check
 def test_interface_down_and_up(cable):
     before = everything()
     attachment.attach(SENSOR, DEFAULT)

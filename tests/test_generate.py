@@ -53,6 +53,7 @@ def test_the_frames_are_the_ones_asked_for(cable: Cable, ipv6: bool, capsys: pyt
     assert list(flows.values()) == [30] * 7
 
 
+@pytest.mark.check
 def test_says_so_where_the_peer_takes_nothing(cable: Cable, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(cable, "--packets", "10") == 1
     assert "10 frames were dropped: the peer has neither an XDP program nor GRO" in capsys.readouterr().err

@@ -183,6 +183,7 @@ def test_without_isolation_the_host_answers(sensor):
     assert not tracked or after["conntrack"] > before["conntrack"]
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("mode", ["native", "generic"])
 def test_the_sensors_own_traffic_is_unaffected(sensor, mode):
     attachment.attach(SENSOR, InterfaceConfig(mode=mode))
@@ -225,6 +226,7 @@ def add_filter(name: str, preference: int, action: int = 0) -> None:
                  prio=preference, protocol=3, classid=0, direct_action=True)
 
 
+@pytest.mark.check
 def test_filter_and_qdisc_come_and_go(cable):
     before = qdiscs()
     attachment.attach(SENSOR, InterfaceConfig())

@@ -122,6 +122,7 @@ def test_swap(cable, module, owner, step, number, when):
     assert everything() == before
 
 
+@pytest.mark.check
 def test_nothing_temporary_is_left(cable, tmp_path):
     """By a command that is killed when bcc has just compiled."""
     killed("attach", SENSOR, at=("program.compiler", "os.environ", "pop", 1, "before"), TMPDIR=str(tmp_path))

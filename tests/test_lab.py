@@ -266,6 +266,7 @@ def table(output: str) -> dict[str, list[str]]:
     return {row[:columns[0]].strip(): [row[columns[0]:columns[1]].strip(), row[columns[1]:].strip()] for row in rows}
 
 
+@pytest.mark.check
 @needs_root
 def test_synthetic_run():
     done = run_lab("--packets", "8000")

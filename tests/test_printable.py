@@ -37,6 +37,7 @@ RED, MARKUP, LINES, BYTES = "e\x1b[31mx", "[red]x", "a\x1cb", b"u\xffb"
 SEEN = r"e\x1b[31mx"
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("text, seen", [
     ("eth1, 192.0.2.1/24: é→日", "eth1, 192.0.2.1/24: é→日"), (RED, SEEN), ("a\nb\r\tc", r"a\nb\r\tc"),
     ("\x00\x7f\x9b\xad", r"\x00\x7f\x9b\xad"), ("\u202eabc\u2028", r"\u202eabc\u2028"),

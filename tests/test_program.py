@@ -30,6 +30,8 @@ from xdp_erm_py.program import compiler
 from xdp_erm_py.program.compiler import MOST_COMPARED
 from xdp_erm_py.program.reference import Session
 
+pytestmark = pytest.mark.check
+
 STRIP = InterfaceConfig(vlan="strip")
 #: Two levels within the outermost are peeled, where they come from SWITCH.
 DEEP = InterfaceConfig(vlan="strip", depth=3, sources=(f"{SWITCH}/32",))

@@ -122,6 +122,7 @@ def test_first_report_counts_since_the_attachment(ends: Path) -> None:
     assert report.seconds == pytest.approx(time.time() - 1_700_000_000, abs=10)
 
 
+@pytest.mark.check
 def test_later_reports_count_since_the_one_before(ends: Path) -> None:
     readings = Readings(reading(10, session=9))
     reporter = Reporter(HOST, ends, readings)
@@ -571,6 +572,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.check
 def test_every_report_arrives_once_and_a_last_one_at_the_end(ends: Path) -> None:
     async def scenario() -> None:
         reporter = Growing(ends)
@@ -913,6 +915,7 @@ def arguments(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("words, said", [
     (["--websocket", "192.0.2.1:27758"], "--websocket 192.0.2.1:27758: must be a loopback address"),
     (["--websocket", "localhost:27758"], "--websocket localhost:27758: must be a loopback address"),

@@ -13,6 +13,8 @@ from xdp_erm_py.lab.capture import read_pcap
 from xdp_erm_py.program.reference import PCP_OF_RAW_PRIORITY, Decapsulation, Session, decapsulate, parse_vlan
 from xdp_erm_py.shared import VERDICTS
 
+pytestmark = pytest.mark.check
+
 CAPTURE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "captures" / "hp-erm-1.cap"
 
 DEFAULT = InterfaceConfig()

@@ -115,6 +115,7 @@ def pairs(family: type[Packet]) -> Iterator[tuple[str, str]]:
 BOTH = pytest.mark.parametrize("family", [IP, IPv6])
 
 
+@pytest.mark.check
 @BOTH
 @pytest.mark.parametrize("tags", [(), (Dot1Q(vlan=5),), (Dot1AD(vlan=5), Dot1Q(vlan=6))], ids=["", "802.1Q", "QinQ"])
 def test_both_directions_stay_together(steering, steering_by_ports, family, tags):
@@ -396,6 +397,7 @@ def masks() -> dict[str, str]:
         return rps.masks(links.find(SENSOR_INTERFACE))
 
 
+@pytest.mark.check
 def test_rps_comes_and_goes(cable):
     before = masks()
     said = attached(RPS)

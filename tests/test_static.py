@@ -13,6 +13,8 @@ from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.program.compiler import Compiled, Variant
 
+pytestmark = pytest.mark.check
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 300  # seconds
 

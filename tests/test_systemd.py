@@ -46,6 +46,7 @@ WantedBy=multi-user.target
 """
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("unit", systemd.UNITS)
 def test_systemd_understands_the_unit(unit: str, tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
@@ -58,6 +59,7 @@ def test_systemd_understands_the_unit(unit: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("unit", systemd.UNITS)
 def test_units_say_whose_they_are(unit: str) -> None:
     assert systemd.unit_text(unit, XDP_ERM).startswith(systemd.MARKER)

@@ -39,6 +39,7 @@ def test_zeekctl_finds_one_module_and_one_helper(built):
     assert sorted(path.name for path in built.iterdir()) == ["xdp-erm.pyz", "xdp_erm_zeekctl.py"]
 
 
+@pytest.mark.check
 def test_the_helper_is_one_file_that_says_what_the_package_says(built):
     helper = built / "xdp-erm.pyz"
     with zipfile.ZipFile(helper) as archive:
