@@ -35,7 +35,7 @@ LOGGED_AT = ATTACHED_AT.replace("Z", ".000")
 PUBLISH = """
 import json, sys
 from pathlib import Path
-from xdp_erm_py import stats
+from xdp_erm_py.interface import stats
 from xdp_erm_py.cli import main
 from xdp_erm_py.publish import publisher, transports
 _, file, prelude, *command = sys.argv
