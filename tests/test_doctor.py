@@ -17,7 +17,7 @@ import foreign
 import pytest
 from shell import TIMEOUT, shell
 
-from xdp_erm_py import cli, config, doctor, publish, shared, systemd
+from xdp_erm_py import cli, config, doctor, shared, systemd
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.doctor import OK, PROBLEM, WARNING, Patient
 from xdp_erm_py.errors import XdpErmError
@@ -26,6 +26,7 @@ from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.traffic import synthetic
+from xdp_erm_py.publish import lock
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 PACKET = next(iter(synthetic(flows=1, packets=1))).sent
@@ -35,7 +36,7 @@ PACKET = next(iter(synthetic(flows=1, packets=1))).sent
 def elsewhere(tmp_path, monkeypatch):
     """Nothing of the host's own counts: neither its configuration, nor its publisher, nor its units."""
     monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "xdp-erm.yaml")
-    monkeypatch.setattr(publish, "DEFAULT_PID_FILE", tmp_path / "publish.pid")
+    monkeypatch.setattr(lock, "DEFAULT", tmp_path / "publish.pid")
     monkeypatch.setattr(systemd, "UNIT_DIRECTORY", tmp_path)
 
 
@@ -88,13 +89,14 @@ def test_configuration(cable):
 
 
 @contextlib.contextmanager
-def process(*words: str):
-    """A process with these words on its command line."""
-    with subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE) as started:
+def publisher():
+    """A process that holds the publisher's lock."""
+    hold = ("import sys, pathlib\nfrom xdp_erm_py.publish import lock\nwith lock.held(pathlib.Path(sys.argv[1])):\n"
+            "    print('', flush=True)\n    input()")
+    with subprocess.Popen([sys.executable, "-c", hold, lock.DEFAULT], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as started:
         try:
-            deadline = time.monotonic() + TIMEOUT
-            while b"input" not in Path(f"/proc/{started.pid}/cmdline").read_bytes():
-                assert time.monotonic() < deadline
+            assert started.stdout.readline()
             yield started.pid
         finally:
             started.kill()
@@ -104,15 +106,9 @@ def test_publisher(cable):
     none = [(WARNING, "no publisher runs, so Zeek gets no counters: `zeekctl start` starts one, or `systemctl start "
                       "xdp-erm-publish.service`")]
     assert found("publisher") == none
-    with process("publish") as pid:
-        publish.DEFAULT_PID_FILE.write_text(f"{pid}\n")
+    with publisher() as pid:
         well("publisher", f"process {pid}")
     assert found("publisher") == none  # it is gone, its file is not
-    with process("another program") as pid:
-        publish.DEFAULT_PID_FILE.write_text(f"{pid}\n")
-        assert found("publisher") == none
-    publish.DEFAULT_PID_FILE.write_text("")
-    assert found("publisher") == none
 
 
 def test_interfaces(cable):
@@ -307,10 +303,9 @@ def test_reports(cable):
     with Links() as links:
         attached_at = attached.find(links, SENSOR).state["attached_at"]
     assert found("reports") == []  # no publisher, which is said already
-    with process("publish") as pid:
-        publish.DEFAULT_PID_FILE.write_text(f"{pid}\n")
+    with publisher():
         well("reports")  # it is attached since a moment ago
-        ends = publish.DEFAULT_PID_FILE.with_suffix(".json")
+        ends = lock.DEFAULT.with_suffix(".json")
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         for age, result in ((20, OK), (590, OK), (660, WARNING)):
             end = {"attached_at": attached_at, "since_boot": since_boot - age}
@@ -326,8 +321,7 @@ def test_reports(cable):
 
 def test_a_publisher_whose_reports_never_arrived(cable, monkeypatch):
     attachment.attach(SENSOR, InterfaceConfig())
-    with process("publish") as pid:
-        publish.DEFAULT_PID_FILE.write_text(f"{pid}\n")
+    with publisher():
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 660)
         says("reports", WARNING, "Zeek has taken no report for 11 minutes")

@@ -938,18 +938,6 @@ def test_an_ipv6_loopback_address_is_one() -> None:
     assert transport.name == "ws://[::1]:27758"
 
 
-def test_only_one_publisher_runs(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    with publish._only_publisher(pid_file):
-        assert pid_file.read_text() == f"{os.getpid()}\n"
-        says = f"another publisher runs on this host \\(process {os.getpid()}, "
-        with pytest.raises(XdpErmError, match=says), publish._only_publisher(pid_file):
-            pass
-    assert pid_file.read_text() == ""
-    with publish._only_publisher(pid_file):
-        pass
-
-
 @contextlib.contextmanager
 def attached_interface() -> Iterator[tuple[Any, Callable[..., subprocess.CompletedProcess[str]]]]:
     """A namespace with a veth pair, erm0 and erm1, and xdp-erm on erm0; and how to run `xdp-erm` there."""

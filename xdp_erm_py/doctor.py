@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import config, publish, shared, systemd
+from . import config, shared, systemd
 from .errors import XdpErmError
 from .interface import attached, attachment, isolation, nic, programs, spread, stats
 from .interface.attached import Attachment
@@ -22,6 +22,7 @@ from .kernel.links import Link, Links
 from .modules import PACKAGES
 from .printable import printable, say
 from .program import compiler
+from .publish import lock
 from .publish.publisher import KEEP_SECONDS
 from .publish.reports import seconds
 
@@ -184,21 +185,11 @@ def modules() -> Iterator[Result]:
 
 
 def publisher() -> Iterator[Result]:
-    process = _publisher()
-    if process:
-        yield Result(OK, f"a publisher runs (process {process})")
+    if lock.holder(lock.DEFAULT) is not None:
+        yield Result(OK, lock.describe(lock.DEFAULT))
     else:
         yield Result(WARNING, "no publisher runs, so Zeek gets no counters: `zeekctl start` starts one, or `systemctl "
                               f"start {systemd.PUBLISHER}`")
-
-
-def _publisher() -> str | None:
-    """The process that says in the pid file that it is one."""
-    try:
-        process = publish.DEFAULT_PID_FILE.read_text().strip()
-        return process if b"publish" in Path("/proc", process, "cmdline").read_bytes() else None
-    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
-        return None
 
 
 # An interface
@@ -370,11 +361,11 @@ def queues(patient: Patient) -> Iterator[Result]:
 
 def reports(patient: Patient) -> Iterator[Result]:
     assert patient.attached is not None
-    if _publisher() is None:
+    if lock.holder(lock.DEFAULT) is None:
         return
     attached_at = patient.attached.state["attached_at"]
     try:
-        acknowledged = json.loads(publish.DEFAULT_PID_FILE.with_suffix(".json").read_text())["interfaces"]
+        acknowledged = json.loads(lock.DEFAULT.with_suffix(".json").read_text())["interfaces"]
         end = acknowledged[printable(patient.link.name)]
         if end["attached_at"] != attached_at:
             raise LookupError("of a program before this one")

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import fcntl
 import ipaddress
 import logging
-import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from ..errors import UsageError, XdpErmError
-from ..printable import printable
+from ..printable import printable, say
+from . import lock
 from .publisher import Publisher
 from .reports import Reporter
 from .transports import Broker, Transport, WebSocket, broker_bindings
@@ -28,7 +25,6 @@ from .transports import Broker, Transport, WebSocket, broker_bindings
 DEFAULT_INTERVAL = 10.0
 SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.1, 3600.0
 DEFAULT_WEBSOCKET = "127.0.0.1:27758"
-DEFAULT_PID_FILE = Path("/run/xdp-erm-publish.pid")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +38,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="the manager, for clusters on the Broker backend (cluster-layout.zeek has the port)")
     parser.add_argument("--host-name", type=printable, default=socket.gethostname(), metavar="NAME",
                         help="this host's name in the logs (default: %(default)s)")
-    parser.add_argument("--pid-file", type=Path, default=DEFAULT_PID_FILE, metavar="FILE",
+    parser.add_argument("--pid-file", type=Path, default=lock.DEFAULT, metavar="FILE",
                         help="locked as long as the publisher runs; what was reported last is remembered beside it, in "
                              "FILE with the ending .json (default: %(default)s)")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--running", action="store_true",
+                         help="say whether a publisher runs, whoever started it; exit status 0 or 1")
+    instead.add_argument("--stop", action="store_true", help="ask the publisher that runs to end, and wait for it")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Publishes until SIGTERM or SIGINT. UsageError: an argument; XdpErmError: another publisher runs."""
+    """Publishes until SIGTERM or SIGINT. UsageError: an argument; XdpErmError: another publisher runs.
+
+    Or it only looks for the publisher, or stops it: see add_arguments().
+    """
+    if arguments.running:
+        say(lock.describe(arguments.pid_file))
+        return int(lock.holder(arguments.pid_file) is None)
+    if arguments.stop:
+        say(lock.stop(arguments.pid_file))
+        return 0
     from ..interface import stats
     from ..kernel import privileges
 
@@ -59,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--host-name: must not be empty")
     transports = wanted_transports(arguments)
     log_to(sys.stderr)
-    with _only_publisher(arguments.pid_file):
+    with lock.held(arguments.pid_file):
         privileges.require_to_look()
         reporter = Reporter(arguments.host_name, arguments.pid_file.with_suffix(".json"), stats.snapshot)
         asyncio.run(publish(reporter, transports, arguments))
@@ -128,27 +137,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-@contextlib.contextmanager
-def _only_publisher(path: Path) -> Iterator[None]:
-    """Holds the lock on the pid file, which says who has it; nothing stays in it afterwards."""
-    try:
-        file = path.open("a+")
-    except OSError as error:
-        raise XdpErmError(f"--pid-file {path}: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise XdpErmError(f"another publisher runs on this host (process {file.read().strip()}, {path})") from None
-        file.truncate(0)
-        try:
-            os.write(file.fileno(), f"{os.getpid()}\n".encode())
-        except OSError as error:
-            raise XdpErmError(f"--pid-file {path}: {error.strerror}") from None
-        try:
-            yield
-        finally:
-            file.truncate(0)

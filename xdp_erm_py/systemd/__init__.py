@@ -16,10 +16,11 @@ from pathlib import Path
 from .. import config
 from ..errors import UsageError, XdpErmError
 from ..printable import say
+from ..publish import lock
 
 UNIT_DIRECTORY = Path("/etc/systemd/system")
 TEMPLATE = "xdp-erm@.service"
-PUBLISHER = "xdp-erm-publish.service"
+PUBLISHER = lock.UNIT
 UNITS = (PUBLISHER, TEMPLATE)  # in the order to stop them: the publisher's last report needs the counters
 
 #: How every unit file of ours begins.
@@ -73,6 +74,9 @@ def _install(args: argparse.Namespace) -> None:
         units = [unit for name, unit in zip(names, units) if name not in absent]
         _systemctl("reload-or-restart", *units, PUBLISHER)  # starts those that do not run
         say(f"started {', '.join([*units, PUBLISHER])}")
+        other = lock.holder(lock.DEFAULT)
+        if other is not None and not lock.is_the_units(other):
+            say(f"{lock.describe(lock.DEFAULT)} that {PUBLISHER} did not start: it takes over when that one ends")
 
 
 def _remove(args: argparse.Namespace) -> None:
