@@ -1,6 +1,7 @@
 # make demo      run the lab: a mirroring switch and a sensor in network namespaces of this machine (root)
 # make check     what to run at each change: lint, types, program, configuration and one of each kind of test (root)
-# make test      run the tests but for those that take long (root: most of them use XDP); TEST="-k attach -x"
+# make test      run the tests but for those that take long (root: most of them use XDP); TEST="-k attach -x",
+#                ZEEK=/opt/zeek9 for another Zeek than that in /opt/zeek, XDP_ERM_REQUIRE=zeek,bcc,qemu to fail for want of these
 # make nightly   run all tests, then fuzz, soak and bench
 # make fuzz      compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
 # make soak      all faults at random under traffic, with exact books (root); SOAK="--minutes 10 --seed 1"
@@ -9,6 +10,7 @@
 
 PYTHON := /usr/bin/python3
 VENV := .venv
+ZEEK ?= /opt/zeek
 
 # What xdp-erm needs at run time, and what its tests need besides. bcc and Zeek's broker module are in no Python
 # registry, so the virtual environment looks at the system's packages too.
@@ -20,7 +22,7 @@ BENCH_PACKAGES := python3-matplotlib gcc libc6-dev iproute2 ethtool
 
 # What tests run: those of the project, with Zeek's commands if there is a Zeek. Two processes, as much of a test is
 # waiting; those of a group, which share a cluster for example, run in one of them.
-IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:/opt/zeek/bin:/usr/sbin:/usr/bin:/sbin:/bin" $(VENV)/bin/python
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$(ZEEK)/bin:/usr/sbin:/usr/bin:/sbin:/bin" $(VENV)/bin/python
 PYTEST := $(IN_VENV) -m pytest --numprocesses=2 --dist=loadgroup
 TEST :=
 

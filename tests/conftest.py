@@ -18,6 +18,8 @@ from xdp_erm_py.kernel import bpf
 from xdp_erm_py.lab.cable import Cable
 
 DEFAULT = InterfaceConfig()
+#: What must be there, such as zeek, bcc, qemu: a test that skips for want of it, "no Zeek ...", fails.
+REQUIRED = os.environ.get("XDP_ERM_REQUIRE", "").lower().replace(",", " ").split()
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -74,9 +76,24 @@ def _check(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def _reason(report: pytest.TestReport) -> str:
+    """Why a test was skipped."""
+    _, _, reason = report.longrepr  # type: ignore[misc]
+    return reason.removeprefix("Skipped: ")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = (yield).get_result()
+    if report.skipped and _reason(report).lower().startswith(tuple(f"no {name}" for name in REQUIRED)):
+        report.longrepr, report.outcome = f"XDP_ERM_REQUIRE: {_reason(report)}", "failed"
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Ends the run with one plain line, which is easier for programs than pytest's own."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not config.option.collectonly:
         count = {kind: len(reporter.stats.get(kind, [])) for kind in ("passed", "failed", "error", "skipped")}
-        print(f"{count['passed']} passed, {count['failed'] + count['error']} failed, {count['skipped']} skipped")
+        missing = sorted({_reason(report) for report in reporter.stats.get("skipped", [])})
+        print(f"{count['passed']} passed, {count['failed'] + count['error']} failed, {count['skipped']} skipped"
+              + (f" ({'; '.join(missing)})" if missing else ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,15 +15,21 @@ DIRECTORY = REPOSITORY / "tests" / "btest"
 TESTS = sorted(str(path.relative_to(DIRECTORY)) for path in DIRECTORY.glob("*/*.zeek") if path.parent.name != "Scripts")
 PATH = os.pathsep.join([os.environ["PATH"], "/opt/zeek/bin", "/usr/local/zeek/bin"])
 BTEST = shutil.which("btest", path=PATH)
+TIMEOUT = 300  # seconds
+
+# Ports of its own, and nothing that it leaves running outlives it.
+ALONE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
+         "sh", "-c", 'ip link set lo up && exec "$@"', "sh"] if os.geteuid() == 0 else []
 
 
 @pytest.mark.parametrize("name", TESTS)
 def test_btest(name: str) -> None:
     if not BTEST or not shutil.which("zeek", path=PATH):
         pytest.skip("no Zeek with btest on PATH or in /opt/zeek")
-    done = subprocess.run([BTEST, "--diagnostics", str(DIRECTORY / name)], cwd=REPOSITORY,
-                          env={**os.environ, "PATH": PATH}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*ALONE, BTEST, "--diagnostics", str(DIRECTORY / name)], cwd=REPOSITORY,
+                          env={**os.environ, "PATH": PATH}, capture_output=True, text=True, timeout=TIMEOUT)
     said = done.stdout + done.stderr
-    if "skipped" in said:
-        pytest.skip(f"the test's @TEST-REQUIRES: {said.strip()}")
     assert done.returncode == 0, said
+    if re.search(r"^0 tests successful, 1 skipped$", said, re.MULTILINE):
+        required = re.findall("@TEST-REQUIRES: (.*)", (DIRECTORY / name).read_text())
+        pytest.skip(f"{name} requires: {'; '.join(required)}")

@@ -291,7 +291,7 @@ def test_no_failure_of_ours_stops_zeekctl(stopped):
                                                      "like 192.0.2.7"),
 ])
 def test_wrong_values_are_refused_before_anything_changes(cluster, options, keys, message):
-    installed = "find /opt/zeek/spool/installed-scripts-do-not-touch -printf '%p %T@\\n'"
+    installed = f"find {ZEEK}/spool/installed-scripts-do-not-touch -printf '%p %T@\\n'"
     before = cluster.machine.shell(installed, status=None)
     try:
         cluster.configure(nodes(**{f"xdp_erm_{name}": value for name, value in keys.items()}),

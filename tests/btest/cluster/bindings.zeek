@@ -1,6 +1,7 @@
 # @TEST-DOC: Broker's Python bindings bring each report to the manager once, without a WebSocket server.
 #
 # @TEST-REQUIRES: python3 -c 'import websockets'
+# @TEST-REQUIRES: test -d $(zeek-config --python_dir)/broker
 # @TEST-PORT: MANAGER_PORT
 # @TEST-PORT: WORKER1_PORT
 # @TEST-PORT: WORKER2_PORT
