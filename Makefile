@@ -16,7 +16,7 @@ ZEEK ?= /opt/zeek
 # registry, so the virtual environment looks at the system's packages too.
 RUNTIME_PACKAGES := python3-bpfcc python3-yaml python3-pyroute2 python3-rich python3-websockets
 TEST_PACKAGES := python3-venv iproute2 ethtool procps util-linux git python3-git python3-semantic-version rsync systemd udev \
-	valgrind nftables
+	valgrind nftables strace
 # What the benchmark needs besides what runs.
 BENCH_PACKAGES := python3-matplotlib gcc libc6-dev iproute2 ethtool
 

@@ -25,6 +25,7 @@ from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
 from xdp_erm_py.program import compiler
+from xdp_erm_py.program.module import Module
 
 from .load import FLOWS, GENERATOR_CPU, Load, Members, Reached, let_in_without_xdp, reached, sent
 from .table import Row
@@ -65,7 +66,7 @@ def arrangements() -> dict[str, InterfaceConfig | None]:
 
 ARRANGEMENTS = arrangements()
 
-DROP = b"int drop_all(struct xdp_md *ctx) { return XDP_DROP; }"
+DROP = "int drop_all(struct xdp_md *ctx) { return XDP_DROP; }"
 
 
 class Case(NamedTuple):
@@ -106,12 +107,8 @@ def measure(cable: Cable, directory: Path, case: Case, seconds: float) -> Reache
 @contextlib.contextmanager
 def dropping() -> Iterator[int]:
     """A program that drops all, loaded: its descriptor."""
-    module = compiler.module(DROP, [])
-    try:
-        with bpf.descriptor(bpf.load_xdp("drop", *compiler.function(module, "drop_all"))) as program:
-            yield program
-    finally:
-        module.cleanup()
+    with Module(compiler.compiled(DROP, [])) as module, bpf.descriptor(module.load_xdp("drop_all")) as program:
+        yield program
 
 
 def generator_alone(count: int) -> float:

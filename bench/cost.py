@@ -25,6 +25,7 @@ from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.namespace import Namespace
 from xdp_erm_py.lab.traffic import encapsulate
 from xdp_erm_py.program import compiler
+from xdp_erm_py.program.module import Module
 
 from .load import Members
 from .table import Row
@@ -123,21 +124,21 @@ class Loaded:
     """A case in the kernel."""
 
     def __init__(self, case: Case) -> None:
-        source = compiler.source(compiler.SOURCE).decode()
+        source = compiler.source(compiler.SOURCE)
         source = source.replace(f"int {compiler.PROGRAM}(", f"static __always_inline int {compiler.PROGRAM}(")
         source += HARNESS % {"words": case.headers // 8, "statement": case.statement, "end": case.end}
-        self._module = compiler.module(source.encode(), compiler.flags(case.config, case.variant))
+        self._module = Module(compiler.compiled(source, compiler.flags(case.config, case.variant)))
         compiler.fill(self._module, case.config, case.variant)
         for cpu in case.variant.cpus:
             # A queue without a program. Nothing comes into it: the harness drops what has been handed over.
-            bpf.update(self._module[b"cpus"].map_fd, struct.pack("=I", cpu), struct.pack("=Ii", 64, 0))
-        bpf.update(self._module[b"original"].map_fd, bytes(4), case.frame[:case.headers])
-        self.program = bpf.load_xdp("bench", *compiler.function(self._module, "bench"), case.variant.frags)
+            bpf.update(self._module.maps["cpus"], struct.pack("=I", cpu), struct.pack("=Ii", 64, 0))
+        bpf.update(self._module.maps["original"], bytes(4), case.frame[:case.headers])
+        self.program = self._module.load_xdp("bench", case.variant.frags)
         self._frame = case.frame
 
     def close(self) -> None:
         os.close(self.program)
-        self._module.cleanup()
+        self._module.__exit__()
 
     def nanoseconds(self, count: int) -> int:
         return bpf.run_live(self.program, self._frame, count)
@@ -145,7 +146,7 @@ class Loaded:
     def counted(self) -> dict[str, int]:
         """Packets by counter, without those that are zero."""
         found = {}
-        with bpf.Map(os.dup(self._module[b"counters"].map_fd)) as counters:
+        with bpf.Map(os.dup(self._module.maps["counters"])) as counters:
             for index, name in enumerate(shared.COUNTERS):
                 values = counters.lookup(struct.pack("=I", index)) or []
                 found[name] = sum(int(struct.unpack_from("=Q", value)[0]) for value in values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import operator
 import os
@@ -336,13 +337,30 @@ def test_with_less_than_it_needs_nothing_is_changed(cable, left, missing):
     assert outcome("status") == (0, NOT_ATTACHED, "")
 
 
-@pytest.mark.parametrize("stub", ["raise ImportError('hidden')", "VERSION = 'not the BPF compiler'"])
-def test_without_bcc(cable, tmp_path, stub):
+MISSING = ("bcc is missing for this Python: install python3-bpfcc (Debian, Ubuntu) or python3-bcc (RHEL, Fedora)")
+
+
+@pytest.mark.parametrize("stub, message", [
+    ("raise ImportError('hidden')", MISSING),
+    ("VERSION = 'not the BPF compiler'", MISSING),
+    ("raise OSError('libLLVM.so: cannot open shared object file')",
+     "bcc does not import: libLLVM.so: cannot open shared object file"),
+    ("raise MemoryError", "bcc does not import: MemoryError"),
+    ("import os; os.write(2, b'LLVM ERROR: out of memory\\n'); os.abort()",
+     "the compiler ended with signal 6: LLVM ERROR: out of memory"),
+    ("import os; os.abort()", "the compiler ended with signal 6"),
+    ("import sys; sys.exit(5)", "the compiler ended with status 5"),
+], ids=["missing", "another", "does not load", "memory", "no more memory", "aborts", "exits"])
+def test_without_bcc(cable, tmp_path, stub, message):
     (tmp_path / "bcc.py").write_text(stub)
-    status, _, errors = outcome("attach", SENSOR, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert (status, errors) == (
-        1, "xdp-erm: bcc is missing for this Python: install python3-bpfcc (Debian, Ubuntu) or python3-bcc (RHEL, "
-        "Fedora)\n")
+    installed = importlib.util.find_spec("bcc").origin
+    hidden = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"',
+              str(tmp_path / "bcc.py"), installed)
+    assert outcome("attach", SENSOR, prefix=hidden) == (1, "", f"xdp-erm: {message}\n")
+    status, said, errors = outcome("doctor", SENSOR, prefix=hidden)
+    assert (status, errors) == (1, "")
+    assert message in " ".join(said.split())
+    assert "no publisher runs" in said, "doctor does not go on"
 
 
 @pytest.mark.parametrize("module, package, arguments", [

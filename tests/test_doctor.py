@@ -26,6 +26,7 @@ from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.traffic import synthetic
+from xdp_erm_py.program import compiler
 from xdp_erm_py.publish import lock
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
@@ -78,7 +79,11 @@ def test_modules(cable, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "websockets" else find(name))
     says("modules", PROBLEM, "websockets is missing: install python3-websockets")
-    monkeypatch.setitem(sys.modules, "bcc", None)
+
+    def missing(_: str) -> None:
+        raise XdpErmError("bcc is missing: install python3-bpfcc")
+
+    monkeypatch.setattr(compiler, "_clang", missing)
     says("modules", PROBLEM, "bcc is missing", "install python3-bpfcc")
 
 

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,13 @@ def everything() -> tuple:
                    for command in commands)
 
 
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def unfinished() -> dict:
     """What the journal says is under way on the interface."""
     with Links() as links, journal.exclusive() as entries:
@@ -123,10 +132,19 @@ def test_swap(cable, module, owner, step, number, when):
 
 
 @pytest.mark.check
-def test_nothing_temporary_is_left(cable, tmp_path):
-    """By a command that is killed when bcc has just compiled."""
-    killed("attach", SENSOR, at=("program.compiler", "os.environ", "pop", 1, "before"), TMPDIR=str(tmp_path))
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_temporary_is_left(cable, how):
+    """By a command that is killed, or ended by Ctrl-C, while it compiles."""
+    def temporary() -> list[Path]:
+        return list(Path("/run").glob("xdp-erm-compile-*"))
+
+    command = subprocess.Popen([sys.executable, str(REPOSITORY / "bin" / "xdp-erm"), "attach", SENSOR],
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(temporary)
+    (os.kill if how == signal.SIGKILL else os.killpg)(command.pid, how)
+    _, said = command.communicate(timeout=TIMEOUT)
+    assert (command.returncode, said) == ({signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[how], "")
+    wait_for(lambda: not temporary())
 
 
 def test_a_lock_that_cannot_be_had(cable, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.bpf import descriptor
 from xdp_erm_py.program import compiler
 from xdp_erm_py.program.compiler import MOST_COMPARED
+from xdp_erm_py.program.module import Module
 from xdp_erm_py.program.reference import Session
 
 pytestmark = pytest.mark.check
@@ -442,7 +443,7 @@ def test_without_allow_lists_nobody_is_foreign(program):
 
 
 # Behind the program: one that gives each packet a source of its own, but every 64th SWITCH's, and runs it.
-FLOOD = b"""
+FLOOD = """
 BPF_ARRAY(number, u32, 1);
 
 int flood(struct xdp_md *ctx)
@@ -462,22 +463,18 @@ int flood(struct xdp_md *ctx)
 def test_a_million_spoofed_sources(xdp):
     """They replace each other. Who goes on sending among them is seen, whenever one looks, with all it has sent."""
     packets = 1 << 20
-    text = compiler.source(compiler.SOURCE).replace(b"\nint xdp_erm(", b"\nstatic __always_inline int xdp_erm(") + FLOOD
-    flood = compiler.module(text, compiler.flags(NOBODY))
-    try:
-        program = bpf.load_xdp("flood", *compiler.function(flood, "flood"))
-        with descriptor(program), bpf.Map(os.dup(flood[b"senders"].map_fd)) as senders, \
-                bpf.Map(os.dup(flood[b"number"].map_fd)) as number:
-            running = threading.Thread(target=bpf.test_run, args=(program, bytes(wrap(INNER)), packets))
-            running.start()
-            readings = []
-            while running.is_alive():
-                readings.append(stats.read_senders(senders))
-            running.join()
-            counted = stats.read_senders(senders)
-            assert number.lookup(bytes(4)) == [struct.pack("=I", packets)]
-    finally:
-        flood.cleanup()
+    text = compiler.source(compiler.SOURCE).replace("\nint xdp_erm(", "\nstatic __always_inline int xdp_erm(") + FLOOD
+    with Module(compiler.compiled(text, compiler.flags(NOBODY))) as flood, \
+            descriptor(flood.load_xdp("flood")) as program, \
+            bpf.Map(os.dup(flood.maps["senders"])) as senders, bpf.Map(os.dup(flood.maps["number"])) as number:
+        running = threading.Thread(target=bpf.test_run, args=(program, bytes(wrap(INNER)), packets))
+        running.start()
+        readings = []
+        while running.is_alive():
+            readings.append(stats.read_senders(senders))
+        running.join()
+        counted = stats.read_senders(senders)
+        assert number.lookup(bytes(4)) == [struct.pack("=I", packets)]
     assert counted[SWITCH][:2] == (packets // 64, packets // 64 * len(wrap(INNER)))
     assert shared.ERM_MAX_SENDERS // 2 < len(counted) <= shared.ERM_MAX_SENDERS
     full = [reading for reading in readings if len(reading) > shared.ERM_MAX_SENDERS // 2]

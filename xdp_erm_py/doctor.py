@@ -178,7 +178,7 @@ def rights() -> Iterator[Result]:
 
 
 def modules() -> Iterator[Result]:
-    yield Result(OK, f"bcc {compiler.bcc_version()}")
+    yield Result(OK, compiler.bcc_version())
     for name, package in PACKAGES.items():
         if importlib.util.find_spec(name) is None:
             yield Result(PROBLEM, f"the Python module {name} is missing: install {package}")

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import XdpErmError
-from ..kernel import bpf, sysfs
+from ..kernel import sysfs
 from ..kernel.links import Link, gone
 from ..kernel.netlink import CREATE, DUMP, EXCLUSIVE, NESTED, Refused, Rtnetlink, attribute, attributes, text
 from ..program import compiler
+from ..program.module import Module
 from .nic import Intend
 
 #: What the filter's name begins with. A digest of its source follows, and _QDISC where the qdisc was made for it and
@@ -80,9 +81,9 @@ def isolate(link: Link, intend: Intend) -> list[str]:
         ours = [filter_ for filter_ in filters if _is_ours(filter_)]
         if any(map(_is_current, ours)):
             return []
-        instructions, license = compiler.classifier()
         try:
-            program = bpf.load_classifier(FILTER, instructions, license)
+            with Module(compiler.classifier()) as module:
+                program = module.load_classifier(compiler.CLASSIFIER, FILTER)
         except OSError as error:
             raise _failed(link, f"the kernel does not load the filter: {error.strerror}") from None
         try:

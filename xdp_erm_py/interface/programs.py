@@ -91,7 +91,11 @@ class Programs:
         """
         state = self._state_of(candidate)
         if state["digest"] not in self._loaded:
-            compiled = self._opened.enter_context(compiler.Compiled(self._config, candidate.variant))
+            try:
+                compiled = self._opened.enter_context(compiler.Compiled(self._config, candidate.variant))
+            except OSError as error:
+                raise XdpErmError(f"{self._link.name}: the kernel does not make the XDP program's maps: "
+                                  f"{error.strerror}") from None
             carried, self.said = _carried(self._opened, self._link, self._current, compiled, state)
             try:
                 program = self._opened.enter_context(bpf.descriptor(compiled.load(carried)))

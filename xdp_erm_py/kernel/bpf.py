@@ -37,12 +37,23 @@ class ProgramInfo(NamedTuple):
     map_ids: tuple[int, ...]
 
 
+class MapDefinition(NamedTuple):
+    """What a map is made of."""
+
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
 class MapInfo(NamedTuple):
     type: int
     id: int
     key_size: int
     value_size: int
     max_entries: int
+    flags: int
     name: str
 
 
@@ -111,8 +122,8 @@ class Map:
         self.fd = fd
         info = ctypes.create_string_buffer(40)
         _info(fd, info)
-        kind, map_id, key_size, value_size, max_entries, _flags = struct.unpack_from("=6I", info)
-        self.info = MapInfo(kind, map_id, key_size, value_size, max_entries, _name(info.raw[24:40]))
+        kind, map_id, key_size, value_size, max_entries, flags = struct.unpack_from("=6I", info)
+        self.info = MapInfo(kind, map_id, key_size, value_size, max_entries, flags, _name(info.raw[24:40]))
         self._stride = (value_size + 7) // 8 * 8
         self._copies = possible_cpus() if kind in _PERCPU_MAP_TYPES else 1
 
@@ -124,7 +135,7 @@ class Map:
     @classmethod
     def create_array(cls, name: str, value_size: int) -> Map:
         """Makes an array map with one value of `value_size` bytes."""
-        return cls(_bpf(_MAP_CREATE, struct.pack("=7I16s", _MAP_TYPE_ARRAY, 4, value_size, 1, 0, 0, 0, name.encode())))
+        return cls(create_map(name, MapDefinition(_MAP_TYPE_ARRAY, 4, value_size, 1, 0)))
 
     def __enter__(self) -> Map:
         return self
@@ -170,6 +181,11 @@ class Map:
                 found[key] = values.raw[index * value_size:(index + 1) * value_size]
             before = _address(place)
         return found
+
+
+def create_map(name: str, definition: MapDefinition) -> int:
+    """Makes a map; returns its descriptor. The kernel keeps 15 bytes of the name."""
+    return _bpf(_MAP_CREATE, struct.pack("=7I15sx", *definition, 0, 0, name.encode()))
 
 
 def update(fd: int, key: bytes, value: bytes) -> None:

@@ -23,6 +23,7 @@ from ..kernel import bpf
 from ..kernel.privileges import require_to_change
 from ..printable import say
 from ..program import compiler
+from ..program.module import Module
 from ..program.reference import PROTOCOL_UDP, Session
 from .traffic import encapsulate, internet_checksum, ipv4_header
 
@@ -119,15 +120,13 @@ def loaded(ifindex: int, layout: Layout, flows: int, sessions: int) -> Iterator[
     """The generator's descriptor: a test run of it with live frames sends as many. OSError: the kernel refuses it."""
     defines = {"IFINDEX": ifindex, "FLOWS": flows, "SESSIONS": sessions, "HEADERS": layout.headers,
                "SESSION": OUTER_SOURCE_PORT, "FLOW": layout.flow, "CHECKSUM": layout.checksum}
-    module = compiler.module(compiler.source(SOURCE), [f"-DGENERATE_{name}={value}" for name, value in defines.items()])
-    try:
+    options = [f"-DGENERATE_{name}={value}" for name, value in defines.items()]
+    with Module(compiler.compiled(compiler.source(SOURCE), options)) as module:
         generator = struct.pack(f"=Q{layout.headers}s", 0, layout.frame)
         generator = generator.ljust(-(-len(generator) // 8) * 8, b"\0")  # as C pads it
-        bpf.update(module[b"generator"].map_fd, bytes(4), generator)
-        with bpf.descriptor(bpf.load_xdp(PROGRAM, *compiler.function(module, PROGRAM))) as program:
+        bpf.update(module.maps["generator"], bytes(4), generator)
+        with bpf.descriptor(module.load_xdp(PROGRAM)) as program:
             yield program
-    finally:
-        module.cleanup()
 
 
 def _ifindex(name: str, force: bool) -> int:

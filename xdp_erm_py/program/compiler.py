@@ -1,22 +1,25 @@
-"""From the C source and a configuration to instructions for the kernel, by bcc. The only file that imports it."""
+"""From the C sources and a configuration to a program that can be loaded."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import ipaddress
+import json
 import os
+import re
 import struct
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from importlib import resources
 from typing import Any, NamedTuple
 
 from .. import shared
 from ..config import InterfaceConfig
 from ..errors import XdpErmError
 from ..kernel import bpf
+from .module import Module, Object
 
 PROGRAM = "xdp_erm"
 SOURCE = "xdp_erm.c"
@@ -26,8 +29,9 @@ CLASSIFIER, CLASSIFIER_SOURCE = "isolate", "isolate.c"
 #: Prefixes of an allow list that are compared one by one: that costs less than a look-up in a map.
 MOST_COMPARED = 8
 
-# BPF_LD | BPF_IMM | BPF_DW with BPF_PSEUDO_MAP_FD as source register: the instruction that names a map.
-_LOAD_MAP = (0x18, 1)
+# A header of the project's own in bpf/, and beneath that those which bcc asks for.
+_INCLUDE = re.compile(r'^#include "([\w./]+)"$', re.MULTILINE)
+_HEADERS = "include"
 
 
 class Variant(NamedTuple):
@@ -85,105 +89,102 @@ def _comparison(addresses: tuple[str, ...]) -> str:
 
 
 def digest(config: InterfaceConfig, variant: Variant) -> str:
-    """Tells programs apart: the same for the same source and the same configuration of the program itself."""
-    sources = [SOURCE, "shared.h", "packet.h"]
-    words = [*flags(config, variant), *config.sources, *config.targets]
+    """Tells programs apart: the same for what is compiled from the same, and the same contents of its maps."""
+    parts = [_request(source(SOURCE), flags(config, variant)), *config.sources, *config.targets]
     if variant.cpus:
-        sources.append(ARRIVAL_SOURCE)
-        words += [str(config.spread_queue), *map(str, variant.cpus)]
-    text = b"".join(map(source, sources)) + "\n".join(words).encode()
-    return hashlib.sha256(text).hexdigest()[:16]
-
-
-def _import_bcc() -> Any:
-    try:
-        import bcc
-    except ImportError:
-        bcc = None
-    if not hasattr(bcc, "BPF"):  # PyPI has an unrelated package of the same name
-        raise XdpErmError("bcc is missing for this Python: install python3-bpfcc (Debian, Ubuntu) or python3-bcc "
-                          "(RHEL, Fedora)")
-    return bcc
+        parts += [_request(source(ARRIVAL_SOURCE), []), str(config.spread_queue), *map(str, variant.cpus)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def bcc_version() -> str:
-    """XdpErmError: there is no bcc."""
-    version: str = _import_bcc().__version__
+    """Such as "bcc 0.26.0". XdpErmError: there is no bcc, or it does not work."""
+    version: str = _clang("{}")["compiler"]
     return version
 
 
-def source(name: str) -> bytes:
-    """One of the sources in bpf/."""
-    text: bytes = (shared.BPF_DIRECTORY / name).read_bytes()
-    return text
+def source(name: str) -> str:
+    """One of the C texts in bpf/, with the project's own headers in it."""
+    text = (shared.BPF_DIRECTORY / name).read_text()
+
+    def included(match: re.Match[str]) -> str:
+        line = text.count("\n", 0, match.end()) + 2
+        return f'#line 1 "{match[1]}"\n{source(match[1])}#line {line} "{name}"'
+    return _INCLUDE.sub(included, text)
 
 
-def module(text: bytes, options: list[str]) -> Any:
-    """Has bcc compile C text, which may include what is in bpf/, and make its maps.
+def compiled(text: str, options: list[str]) -> Object:
+    """What bcc makes of a C text (see source()). XdpErmError: it does not compile; clang prints why.
 
-    The caller calls its cleanup(). XdpErmError: it does not compile.
+    Needs root, because bcc makes the text's maps for a moment.
     """
-    bcc = _import_bcc()
-    with _sources() as directory:
-        # The project's own header tree: whatever the running kernel's headers are, they are not needed.
-        outer = os.environ.get("BCC_KERNEL_SOURCE")
-        os.environ["BCC_KERNEL_SOURCE"] = str(directory)
-        try:
-            return bcc.BPF(text=text, cflags=[f"-I{directory}", *options])
-        except Exception as error:
-            raise XdpErmError(f"the program does not compile: {error}") from None
-        finally:
-            os.environ.pop("BCC_KERNEL_SOURCE")
-            if outer is not None:
-                os.environ["BCC_KERNEL_SOURCE"] = outer
+    return Object.of(_clang(_request(text, options)))
 
 
-@contextlib.contextmanager
-def _sources() -> Iterator[Path]:
-    """The directory of the C sources, a copy only where they are in a .pyz: a killed command would leave it behind."""
-    if isinstance(shared.BPF_DIRECTORY, Path):
-        yield shared.BPF_DIRECTORY
-    else:
-        with tempfile.TemporaryDirectory(prefix="xdp-erm-") as directory:
-            _copy(shared.BPF_DIRECTORY, Path(directory))
-            yield Path(directory)
+def _request(text: str, options: list[str]) -> str:
+    """All that the result depends on but for the compiler, as clang.py takes it."""
+    # Whatever the running kernel's headers are, they are not needed.
+    headers = dict(_files(shared.BPF_DIRECTORY / _HEADERS, _HEADERS))
+    return json.dumps({"text": text, "options": options, "headers": headers}, sort_keys=True)
 
 
-def function(compiled: Any, name: str) -> tuple[bytes, bytes]:
-    """A function's instructions, and its licence."""
-    return compiled.dump_func(name.encode()), _import_bcc().lib.bpf_module_license(compiled.module)
+def _files(directory: Any, name: str) -> Iterator[tuple[str, str]]:
+    for entry in directory.iterdir():
+        path = f"{name}/{entry.name}"
+        if entry.is_dir():
+            yield from _files(entry, path)
+        else:
+            yield path, entry.read_text()
 
 
-def classifier() -> tuple[bytes, bytes]:
-    """The instructions of bpf/isolate.c, and their licence. It is the same in each configuration."""
-    compiled = module(source(CLASSIFIER_SOURCE), [])
+def _clang(request: str) -> dict[str, Any]:
+    """The answer of clang.py.
+
+    It runs in a process of its own, in which nothing of the caller's environment, directory and paths of modules
+    counts, which may run out of memory, and which takes the compiler's 130 MB with it.
+    """
+    program = (resources.files("xdp_erm_py.program") / "clang.py").read_text()
     try:
-        return function(compiled, CLASSIFIER)
-    finally:
-        compiled.cleanup()
+        # Not subprocess.run(), which would kill it at Ctrl-C: it removes what it has put into /run, and ends.
+        with subprocess.Popen([sys.executable, "-I", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, cwd="/", env={}) as process:
+            output, said = (text.decode(errors="replace") for text in process.communicate(request.encode()))
+    except OSError as error:
+        raise XdpErmError(f"the compiler cannot be run: {error.strerror}") from None
+    if process.returncode:
+        how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
+        raise XdpErmError(": ".join([f"the compiler ended with {how}", *said.splitlines()[-1:]]))
+    answer: dict[str, Any] = json.loads(output)
+    if "error" in answer:
+        print(said, end="", file=sys.stderr)
+        raise XdpErmError(answer["error"])
+    return answer
+
+
+def classifier() -> Object:
+    """bpf/isolate.c, with the function CLASSIFIER. It is the same in each configuration."""
+    return compiled(source(CLASSIFIER_SOURCE), [])
 
 
 def classifier_digest() -> str:
-    """Tells filters apart: the same for the same source."""
-    return hashlib.sha256(source(CLASSIFIER_SOURCE) + source("shared.h")).hexdigest()[:8]
+    """Tells filters apart: the same for what is compiled from the same."""
+    return hashlib.sha256(_request(source(CLASSIFIER_SOURCE), []).encode()).hexdigest()[:8]
 
 
 class Compiled:
     """A compiled program and the maps made for it, which are gone after the with block unless a program holds them.
 
-    Needs root, because bcc makes the maps at once. `options` go to the C compiler, after the configuration's own.
+    `options` go to the C compiler, after the configuration's own. OSError: the kernel makes no such maps.
     """
 
     def __init__(self, config: InterfaceConfig, variant: Variant = PLAIN, options: tuple[str, ...] = ()) -> None:
         self._config, self._variant = config, variant
         with contextlib.ExitStack() as stack:
-            self._program = module(source(SOURCE), [*flags(config, variant), *options])
-            stack.callback(self._program.cleanup)
-            self.maps = self._own_maps()
+            text = source(SOURCE)
+            self._program = stack.enter_context(Module(compiled(text, [*flags(config, variant), *options])))
+            self.maps = dict(self._program.maps)
             if variant.cpus:
-                self._arrival = module(source(ARRIVAL_SOURCE), [])
-                stack.callback(self._arrival.cleanup)
-                self.maps["arrived"] = self._arrival[b"arrived"].map_fd
+                self._arrival = stack.enter_context(Module(compiled(source(ARRIVAL_SOURCE), [])))
+                self.maps |= self._arrival.maps
             fill(self._program, config, variant)
             self._stack = stack.pop_all()
 
@@ -192,15 +193,6 @@ class Compiled:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def _own_maps(self) -> dict[str, int]:
-        names = ["counters"]
-        names += ["sources"] if _is_long(self._config.sources) else []
-        names += ["targets"] if _is_long(self._config.targets) else []
-        names += ["senders"] if self._config.sources or self._config.targets else []
-        names += ["own_sessions", "sessions"] if self._config.sessions else []
-        names += ["cpus", "lanes", "steered"] if self._variant.cpus else []
-        return {name: self._program[name.encode()].map_fd for name in names}
 
     def map_info(self, name: str) -> bpf.MapInfo:
         """The shape of one of `maps`."""
@@ -214,48 +206,27 @@ class Compiled:
         """
         frags = self._variant.frags
         if self._variant.cpus and "cpus" not in carried:
-            arrival = bpf.load_xdp(ARRIVAL, *self._instructions(self._arrival, ARRIVAL, carried), frags,
-                                   cpumap=True)
+            arrival = self._arrival.load_xdp(ARRIVAL, frags, cpumap=True, carried=carried)
             try:
                 for cpu in self._variant.cpus:
                     bpf.update(self.maps["cpus"], struct.pack("=I", cpu),
                                struct.pack("=Ii", self._config.spread_queue, arrival))
             finally:
                 os.close(arrival)
-        program = bpf.load_xdp(PROGRAM, *self._instructions(self._program, PROGRAM, carried), frags)
+        program = self._program.load_xdp(PROGRAM, frags, carried=carried)
         if self._variant.cpus:
             # Only the other CPUs' program uses it, and it is through this one that it is found.
             bpf.bind_map(program, carried.get("arrived", self.maps["arrived"]))
         return program
 
-    def _instructions(self, compiled: Any, name: str, carried: dict[str, int]) -> tuple[bytes, bytes]:
-        """A function's instructions, with the maps in `carried`, and its licence."""
-        replaced = {self.maps[name]: fd for name, fd in carried.items()}
-        text, license = function(compiled, name)
-        instructions = bytearray(text)
-        for offset in range(0, len(instructions), 8):
-            code, registers, _, immediate = struct.unpack_from("=BBhi", instructions, offset)
-            if (code, registers >> 4) == _LOAD_MAP and immediate in replaced:
-                struct.pack_into("=i", instructions, offset + 4, replaced[immediate])
-        return bytes(instructions), license
 
-
-def _copy(source: Any, directory: Path) -> None:
-    for entry in source.iterdir():
-        if entry.is_dir():
-            (directory / entry.name).mkdir()
-            _copy(entry, directory / entry.name)
-        else:
-            (directory / entry.name).write_bytes(entry.read_bytes())
-
-
-def fill(compiled: Any, config: InterfaceConfig, variant: Variant) -> None:
-    """Puts into a compiled program's maps what it only reads: long allow lists, and the CPUs that take part."""
-    for name, addresses in ((b"sources", config.sources), (b"targets", config.targets)):
+def fill(program: Module, config: InterfaceConfig, variant: Variant) -> None:
+    """Puts into a program's maps what it only reads: long allow lists, and the CPUs that take part."""
+    for name, addresses in (("sources", config.sources), ("targets", config.targets)):
         if _is_long(addresses):
             for network in map(ipaddress.IPv4Network, addresses):
                 # The length in bits, then the address in network byte order.
                 prefix = struct.pack("=I4s", network.prefixlen, network.network_address.packed)
-                bpf.update(compiled[name].map_fd, prefix, b"\1")
+                bpf.update(program.maps[name], prefix, b"\1")
     for lane, cpu in enumerate(variant.cpus):
-        bpf.update(compiled[b"lanes"].map_fd, struct.pack("=I", lane), struct.pack("=I", cpu))
+        bpf.update(program.maps["lanes"], struct.pack("=I", lane), struct.pack("=I", cpu))

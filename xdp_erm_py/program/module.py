@@ -1,0 +1,74 @@
+"""What the compiler makes of a C text, and its programs and maps in the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ..kernel import bpf
+
+
+class Function(NamedTuple):
+    instructions: bytes
+    maps: tuple[tuple[int, str], ...]
+    """Which instructions load the address of which map."""
+
+
+class Object(NamedTuple):
+    """A compiled C text. Nothing of it is in the kernel."""
+
+    license: str
+    maps: dict[str, bpf.MapDefinition]
+    functions: dict[str, Function]
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Object:
+        """From what JSON can hold."""
+        maps = {name: bpf.MapDefinition(**definition) for name, definition in plain["maps"].items()}
+        functions = {name: Function(bytes.fromhex(function["instructions"]),
+                                    tuple((place, map_) for place, map_ in function["maps"]))
+                     for name, function in plain["functions"].items()}
+        return cls(plain["license"], maps, functions)
+
+
+class Module:
+    """An object with its maps, which are gone after the with block unless a program holds them.
+
+    OSError: the kernel makes none of them.
+    """
+
+    def __init__(self, compiled: Object) -> None:
+        self._object = compiled
+        #: Descriptors by name.
+        self.maps: dict[str, int] = {}
+        with contextlib.ExitStack() as stack:
+            for name, definition in compiled.maps.items():
+                self.maps[name] = stack.enter_context(bpf.descriptor(bpf.create_map(name, definition)))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Module:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def load_xdp(self, name: str, frags: bool = False, cpumap: bool = False,
+                 carried: Mapping[str, int] | None = None) -> int:
+        """Loads a function as an XDP program, with the maps in `carried` in place of its own; returns its descriptor.
+
+        OSError: the kernel refuses it. For `frags` and `cpumap` see bpf.load_xdp.
+        """
+        return bpf.load_xdp(name, self._instructions(name, carried or {}), self._object.license.encode(), frags, cpumap)
+
+    def load_classifier(self, function: str, name: str) -> int:
+        """Loads a function for a traffic control filter, as load_xdp does, under `name`."""
+        return bpf.load_classifier(name, self._instructions(function, {}), self._object.license.encode())
+
+    def _instructions(self, name: str, carried: Mapping[str, int]) -> bytes:
+        function = self._object.functions[name]
+        instructions = bytearray(function.instructions)
+        for place, map_ in function.maps:
+            struct.pack_into("=i", instructions, place * 8 + 4, carried.get(map_, self.maps[map_]))
+        return bytes(instructions)
