@@ -19,5 +19,5 @@ int isolate(struct __sk_buff *skb)
 
 	if ((void *)(mark + 1) > (void *)(long)skb->data)
 		return TC_ACT_UNSPEC;
-	return *mark == ERM_MARK ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	return *mark == MARK ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }

@@ -11,18 +11,18 @@
 #define ERM_HEADER_LEN 12
 
 /* Levels of ERM inside ERM that can be peeled. */
-#define ERM_MAX_DEPTH 3
+#define MAX_DEPTH 3
 
 /*
  * Switch sessions that are remembered: each CPU's own, which keep their places while the last packet is less than so many
  * jiffies old (a jiffy is 1 to 10 ms), and those that found no place there, for all CPUs together.
  */
-#define ERM_OWN_SESSIONS 256
-#define ERM_OWN_JIFFIES 10000
-#define ERM_MAX_SESSIONS 1024
+#define OWN_SESSIONS 256
+#define OWN_JIFFIES 10000
+#define MAX_SESSIONS 1024
 
 /* Addresses that are remembered of those that sent what the allow lists keep out. */
-#define ERM_MAX_SENDERS 1024
+#define MAX_SENDERS 1024
 
 /* What becomes of the mirrored frame's 802.1Q tag, which survives only in the ERM header. */
 #define VLAN_RESTORE 0
@@ -30,7 +30,7 @@
 #define VLAN_STRIP 2
 
 /* "ERM1": the XDP metadata of a decapsulated frame, by which bpf/isolate.c knows it. */
-#define ERM_MARK 1163021617
+#define MARK 1163021617
 
 /*
  * Each packet gets exactly one verdict. Only `decapsulated` changes the packet; with every other one it goes on
@@ -38,7 +38,7 @@
  */
 enum verdict {
 	VERDICT_DECAPSULATED,	/* the wrapping is gone, the mirrored frame is left */
-	VERDICT_NOT_ERM,	/* ARP, IPv6, TCP, UDP to another port or to none, as later fragments are: not ours */
+	VERDICT_OTHER,	/* ARP, IPv6, TCP, UDP to another port or to none, as later fragments are: not ours */
 	VERDICT_FRAGMENT,	/* the first fragment of an ERM datagram: XDP cannot reassemble */
 	VERDICT_TRUNCATED,	/* the bytes end before what the headers promise or ERM needs */
 	VERDICT_MALFORMED,	/* header fields that contradict each other */

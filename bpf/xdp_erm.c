@@ -5,19 +5,21 @@
  * another CPU that passes it on: this program never drops.
  *
  * xdp_erm_py/program/compiler.py compiles it with what is configured:
- *	ERM_IS_PORT(port)	whether a UDP destination port (host byte order) carries ERM
- *	ERM_DEPTH		levels of ERM that are peeled, 1 to ERM_MAX_DEPTH
- *	ERM_VLAN		one of VLAN_RESTORE, VLAN_TAGGED, VLAN_STRIP
- *	ERM_IS_SOURCE(address)	whether a sender (network byte order) may send; undefined where ERM_SOURCES is defined
- *	ERM_SOURCES		entries in the allow list of senders, where it is too long to be compared one by one
- *	ERM_IS_TARGET(address), ERM_TARGETS	the same of the addresses that it may be sent to
- *	ERM_SENDERS		defined where there is an allow list: there can be foreign senders
- *	ERM_SESSIONS		defined where sessions are counted
- *	ERM_ISOLATE		defined where decapsulated frames are marked, for bpf/isolate.c to keep them out of the host
- *	ERM_LANES		CPUs that decapsulated frames are spread over; undefined where they stay on the one they came to
- *	ERM_CPUS		CPUs that the machine can have, where ERM_LANES is defined
- *	ERM_SPREAD_PORTS	defined where ports count in that
- *	ERM_FRAGS		defined where a frame may be longer than the memory in one piece that it begins in
+ *	CONFIG_IS_ERM_PORT(port)	whether a UDP destination port (host byte order) carries ERM
+ *	CONFIG_DEPTH		levels that are peeled, 1 to MAX_DEPTH
+ *	CONFIG_VLAN		one of VLAN_RESTORE, VLAN_TAGGED, VLAN_STRIP
+ *	CONFIG_IS_SOURCE(address)	whether a sender (network byte order) may send; undefined where CONFIG_SOURCES is
+ *				defined
+ *	CONFIG_SOURCES		entries in the allow list of senders, where it is too long to be compared one by one
+ *	CONFIG_IS_TARGET(address), CONFIG_TARGETS	the same of the addresses that it may be sent to
+ *	CONFIG_SENDERS		defined where there is an allow list: there can be foreign senders
+ *	CONFIG_SESSIONS		defined where sessions are counted
+ *	CONFIG_ISOLATE		defined where decapsulated frames are marked, for bpf/isolate.c to keep them out of the host
+ *	CONFIG_LANES		CPUs that decapsulated frames are spread over; undefined where they stay on the one they
+ *				came to
+ *	CONFIG_CPUS		CPUs that the machine can have, where CONFIG_LANES is defined
+ *	CONFIG_SPREAD_PORTS	defined where ports count in that
+ *	CONFIG_FRAGS		defined where a frame may be longer than the memory in one piece that it begins in
  */
 #define BPF_LICENSE Dual BSD/GPL
 
@@ -39,7 +41,7 @@ struct sent {
 	u64 last_seen;		/* jiffies: of all clocks the only one that costs nothing to read */
 };
 
-#ifdef ERM_SESSIONS
+#ifdef CONFIG_SESSIONS
 /* A mirror session of a switch: between one pair of addresses the source port is what tells sessions apart. */
 struct session_key {
 	__be32 source;
@@ -57,13 +59,13 @@ struct own_session {
 };
 
 struct own_sessions {
-	struct own_session at[ERM_OWN_SESSIONS];
+	struct own_session at[OWN_SESSIONS];
 };
 
 BPF_PERCPU_ARRAY(own_sessions, struct own_sessions, 1);
 
 /* All others. LRU: a flood of spoofed sources replaces idle sessions, and memory stays as it is. */
-BPF_TABLE("lru_hash", struct session_key, struct sent, sessions, ERM_MAX_SESSIONS);
+BPF_TABLE("lru_hash", struct session_key, struct sent, sessions, MAX_SESSIONS);
 #endif
 
 /* Key of the allow lists: an IPv4 prefix. */
@@ -72,8 +74,8 @@ struct prefix {
 	__be32 address;
 };
 
-#ifdef ERM_SOURCES
-BPF_LPM_TRIE(sources, struct prefix, u8, ERM_SOURCES);
+#ifdef CONFIG_SOURCES
+BPF_LPM_TRIE(sources, struct prefix, u8, CONFIG_SOURCES);
 
 static __always_inline bool is_source(__be32 address)
 {
@@ -84,12 +86,12 @@ static __always_inline bool is_source(__be32 address)
 #else
 static __always_inline bool is_source(__be32 address)
 {
-	return ERM_IS_SOURCE(address);
+	return CONFIG_IS_SOURCE(address);
 }
 #endif
 
-#ifdef ERM_TARGETS
-BPF_LPM_TRIE(targets, struct prefix, u8, ERM_TARGETS);
+#ifdef CONFIG_TARGETS
+BPF_LPM_TRIE(targets, struct prefix, u8, CONFIG_TARGETS);
 
 static __always_inline bool is_target(__be32 address)
 {
@@ -100,29 +102,29 @@ static __always_inline bool is_target(__be32 address)
 #else
 static __always_inline bool is_target(__be32 address)
 {
-	return ERM_IS_TARGET(address);
+	return CONFIG_IS_TARGET(address);
 }
 #endif
 
-#ifdef ERM_SENDERS
+#ifdef CONFIG_SENDERS
 /* Foreign senders, whose source or whose target is not on the list, by source address. LRU as `sessions`. */
-BPF_TABLE("lru_hash", __be32, struct sent, senders, ERM_MAX_SENDERS);
+BPF_TABLE("lru_hash", __be32, struct sent, senders, MAX_SENDERS);
 #endif
 
-#ifdef ERM_LANES
+#ifdef CONFIG_LANES
 /* The queues of frames to other CPUs, by CPU number. What arrives there, bpf/arrive.c counts. */
 struct cpu {
 	u32 queue_size;		/* frames */
 	int program;		/* that runs there; a file descriptor when written, an id when read */
 };
 
-BPF_XDP_REDIRECT_MAP("cpumap", struct cpu, cpus, ERM_CPUS);
+BPF_XDP_REDIRECT_MAP("cpumap", struct cpu, cpus, CONFIG_CPUS);
 
 /* The CPUs that take part. */
-BPF_ARRAY(lanes, u32, ERM_LANES);
+BPF_ARRAY(lanes, u32, CONFIG_LANES);
 
 /* Frames handed to each CPU, by CPU number. */
-BPF_PERCPU_ARRAY(steered, u64, ERM_CPUS);
+BPF_PERCPU_ARRAY(steered, u64, CONFIG_CPUS);
 #endif
 
 /*
@@ -198,7 +200,7 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, int eth
 	if (ethertype < 0)
 		return VERDICT_TRUNCATED;
 	if (ethertype != ETHERTYPE_IPV4)
-		return VERDICT_NOT_ERM;
+		return VERDICT_OTHER;
 
 	ip = take(&payload, sizeof(*ip));
 	if (!ip)
@@ -207,18 +209,18 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, int eth
 	if (ip->version_ihl >> 4 != 4 || header_length < (long)sizeof(*ip))
 		return VERDICT_MALFORMED;
 	if (ip->protocol != PROTOCOL_UDP)
-		return VERDICT_NOT_ERM;
+		return VERDICT_OTHER;
 	/* Only a datagram's first fragment says which port it is for. Of the others nobody knows whose they are. */
 	fragment = bpf_ntohs(ip->fragment);
 	if (fragment & IPV4_FRAGMENT_OFFSET)
-		return VERDICT_NOT_ERM;
+		return VERDICT_OTHER;
 
 	payload.next = (void *)ip + header_length;
 	udp = take(&payload, sizeof(*udp));
 	if (!udp)
 		return VERDICT_TRUNCATED;
-	if (!ERM_IS_PORT(bpf_ntohs(udp->destination)))
-		return VERDICT_NOT_ERM;
+	if (!CONFIG_IS_ERM_PORT(bpf_ntohs(udp->destination)))
+		return VERDICT_OTHER;
 
 	wrapping->source = ip->source;
 	if (outermost && !is_source(ip->source))
@@ -269,9 +271,9 @@ static __always_inline bool is_inner_truncated(struct cursor packet, int etherty
 /* Whether the mirrored frame gets an 802.1Q tag again. VLAN 0 is no VLAN. */
 static __always_inline bool wants_tag(u32 tag)
 {
-	if (ERM_VLAN == VLAN_STRIP || !ERM_TAG_VLAN(tag))
+	if (CONFIG_VLAN == VLAN_STRIP || !ERM_TAG_VLAN(tag))
 		return false;
-	return ERM_VLAN == VLAN_RESTORE || ERM_TAG_IS_TAGGED(tag);
+	return CONFIG_VLAN == VLAN_RESTORE || ERM_TAG_IS_TAGGED(tag);
 }
 
 /*
@@ -300,7 +302,7 @@ static __always_inline void write_tag(struct xdp_md *ctx, u32 tag)
 	word[3] = bpf_htonl(ETHERTYPE_8021Q << 16 | tag_control(tag));
 }
 
-#ifdef ERM_ISOLATE
+#ifdef CONFIG_ISOLATE
 /* Room for the mark before the frame; it lies in what was stripped and is not written yet. 0, or the kernel's error. */
 static __always_inline int reserve_mark(struct xdp_md *ctx)
 {
@@ -318,7 +320,7 @@ static __always_inline void write_mark(struct xdp_md *ctx)
 
 	/* Again for the verifier's sake only. */
 	if ((void *)(mark + 1) <= (void *)(long)ctx->data)
-		*mark = ERM_MARK;
+		*mark = MARK;
 }
 #else
 static __always_inline int reserve_mark(struct xdp_md *ctx)
@@ -338,7 +340,7 @@ static __always_inline void write_mark(struct xdp_md *ctx)
 /* Bytes of the whole frame. */
 static __always_inline long frame_length(struct xdp_md *ctx)
 {
-#ifdef ERM_FRAGS
+#ifdef CONFIG_FRAGS
 	return bpf_xdp_get_buff_len((void *)ctx);
 #else
 	return (void *)(long)ctx->data_end - (void *)(long)ctx->data;
@@ -356,7 +358,7 @@ static __always_inline int cut(struct xdp_md *ctx, long bytes)
 	return bpf_xdp_adjust_tail(ctx, -bytes);
 }
 
-#ifdef ERM_LANES
+#ifdef CONFIG_LANES
 /* What the packets of one conversation have in common, in both directions. */
 struct flow {
 	u64 source;
@@ -432,7 +434,7 @@ static __always_inline u32 flow_hash(struct cursor packet, int ethertype)
 			return 0;
 		flow = quoted;
 	}
-#ifdef ERM_SPREAD_PORTS
+#ifdef CONFIG_SPREAD_PORTS
 	if (!flow.fragment && (flow.protocol == PROTOCOL_TCP || flow.protocol == PROTOCOL_UDP)) {
 		struct ports *ports = take(&packet, sizeof(*ports));
 
@@ -453,7 +455,7 @@ static __always_inline u32 flow_hash(struct cursor packet, int ethertype)
 /* Hands the frame to the CPU of its flow. Where that cannot be, it goes on here. */
 static __always_inline int steer(u32 hash)
 {
-	u32 index = (u64)hash * ERM_LANES >> 32, *cpu = lanes.lookup(&index);
+	u32 index = (u64)hash * CONFIG_LANES >> 32, *cpu = lanes.lookup(&index);
 	u64 *frames = cpu ? steered.lookup(cpu) : NULL;
 	int action;
 
@@ -507,13 +509,13 @@ static __always_inline void decapsulate(struct xdp_md *ctx, long length, struct 
 	ethertype = take_ethernet(&packet);
 	/* Whoever is mirrored can send ERM, too. It is another switch's, and peeled, only where that is configured. */
 #pragma unroll
-	for (int level = 1; level <= ERM_DEPTH; level++) {
+	for (int level = 1; level <= CONFIG_DEPTH; level++) {
 		struct cursor next = packet;
 		struct wrapping wrapping;
 
 		if (take_wrapping(&next, ethertype, &wrapping, false) != VERDICT_DECAPSULATED)
 			break;
-		if (level == ERM_DEPTH || !is_source(wrapping.source)) {
+		if (level == CONFIG_DEPTH || !is_source(wrapping.source)) {
 			outcome->notes |= 1 << NOTE_NESTED_REFUSED;
 			break;
 		}
@@ -564,7 +566,7 @@ static __always_inline void count(u32 index, u64 bytes)
 	}
 }
 
-#if defined(ERM_SESSIONS) || defined(ERM_SENDERS)
+#if defined(CONFIG_SESSIONS) || defined(CONFIG_SENDERS)
 /* Adds to what CPUs share. */
 static __always_inline void add(struct sent *sent, struct sent *counted)
 {
@@ -574,7 +576,7 @@ static __always_inline void add(struct sent *sent, struct sent *counted)
 }
 #endif
 
-#ifdef ERM_SESSIONS
+#ifdef CONFIG_SESSIONS
 /* To `sessions`, which the CPUs share. */
 static __always_inline void add_session(struct session_key *key, struct sent *counted)
 {
@@ -604,12 +606,12 @@ static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
 
 	if (!places)
 		return;
-	own = &places->at[(u64)hash * ERM_OWN_SESSIONS >> 32];
+	own = &places->at[(u64)hash * OWN_SESSIONS >> 32];
 	if (own->key.source == key.source && own->key.source_port == key.source_port) {
 		own->counted.packets++;
 		own->counted.bytes += bytes;
 		own->counted.last_seen = counted.last_seen;
-	} else if (own->counted.packets && counted.last_seen - own->counted.last_seen < ERM_OWN_JIFFIES) {
+	} else if (own->counted.packets && counted.last_seen - own->counted.last_seen < OWN_JIFFIES) {
 		add_session(&key, &counted);
 	} else {
 		if (own->counted.packets)
@@ -620,7 +622,7 @@ static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
 }
 #endif
 
-#ifdef ERM_SENDERS
+#ifdef CONFIG_SENDERS
 static __always_inline void count_sender(__be32 source, u64 bytes)
 {
 	struct sent counted = { .packets = 1, .bytes = bytes, .last_seen = bpf_jiffies64() };
@@ -652,12 +654,12 @@ int xdp_erm(struct xdp_md *ctx)
 			count(NOTE_NESTED_REFUSED, bytes);
 		if (outcome.notes & 1 << NOTE_INNER_TRUNCATED)
 			count(NOTE_INNER_TRUNCATED, bytes);
-#ifdef ERM_SESSIONS
+#ifdef CONFIG_SESSIONS
 		count_session(&outcome.outermost, bytes);
 #endif
 		action = steer(outcome.flow);
 	}
-#ifdef ERM_SENDERS
+#ifdef CONFIG_SENDERS
 	else if (outcome.verdict == VERDICT_FOREIGN_SOURCE || outcome.verdict == VERDICT_FOREIGN_TARGET)
 		count_sender(outcome.outermost.source, bytes);
 #endif

@@ -43,7 +43,7 @@ export {
 		## The wrapping was removed.
 		decapsulated: Counter &log;
 		## Not ERM: passed on untouched, as with all verdicts that follow.
-		not_erm: Counter &log;
+		other: Counter &log;
 		## The first fragment of an ERM datagram, which XDP cannot reassemble.
 		fragment: Counter &log;
 		## The bytes end before what the headers promise or ERM needs.
@@ -148,7 +148,7 @@ export {
 		ts_delta: interval &log;
 		## The counters, as in :zeek:see:`XDP_ERM::Counters`.
 		decapsulated: Counter &log;
-		not_erm: Counter &log;
+		other: Counter &log;
 		fragment: Counter &log;
 		truncated: Counter &log;
 		malformed: Counter &log;
@@ -161,7 +161,7 @@ export {
 		inner_truncated: Counter &log;
 		## How many switch sessions sent something.
 		sessions: count &log;
-		## Decapsulated packets as a share (0 to 1) of all but ``not_erm``; unset if there were none.
+		## Decapsulated packets as a share (0 to 1) of all but ``other``; unset if there were none.
 		decapsulated_share: double &log &optional;
 		## Packets that the interface received and the host dropped, where known.
 		host_drops: count &log &optional;
@@ -273,7 +273,7 @@ function report_of(m: ReportMessage): Report
 	{
 	local r = Report($version=m$version, $sequence=m$sequence, $ts=m$ts, $host=m$host, $interface=m$interface,
 	                 $mode=m$mode, $attached_at=m$attached_at, $ts_delta=m$ts_delta, $sessions=m$sessions,
-	                 $counters=Counters($decapsulated=counter_at(m, 0), $not_erm=counter_at(m, 1),
+	                 $counters=Counters($decapsulated=counter_at(m, 0), $other=counter_at(m, 1),
 	                                    $fragment=counter_at(m, 2), $truncated=counter_at(m, 3),
 	                                    $malformed=counter_at(m, 4), $foreign_source=counter_at(m, 5),
 	                                    $foreign_target=counter_at(m, 6), $failed=counter_at(m, 7),
@@ -303,7 +303,7 @@ event report(m: ReportMessage)
 	local r = report_of(m);
 	local c = r$counters;
 	local info = Info($ts=r$ts, $host=r$host, $interface=r$interface, $mode=r$mode, $ts_delta=r$ts_delta,
-	                  $decapsulated=c$decapsulated, $not_erm=c$not_erm, $fragment=c$fragment, $truncated=c$truncated,
+	                  $decapsulated=c$decapsulated, $other=c$other, $fragment=c$fragment, $truncated=c$truncated,
 	                  $malformed=c$malformed, $foreign_source=c$foreign_source, $foreign_target=c$foreign_target,
 	                  $failed=c$failed, $unmarked=c$unmarked, $nested=c$nested,
 	                  $nested_refused=c$nested_refused, $inner_truncated=c$inner_truncated,

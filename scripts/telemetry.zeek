@@ -60,7 +60,7 @@ hook reported(r: Report)
 	local c = r$counters;
 	local verdicts: table[string] of Counter = {
 		["decapsulated"] = c$decapsulated,
-		["not_erm"] = c$not_erm,
+		["other"] = c$other,
 		["fragment"] = c$fragment,
 		["truncated"] = c$truncated,
 		["malformed"] = c$malformed,

@@ -16,7 +16,7 @@ from xdp_erm_py.program.compiler import PLAIN, Compiled, Variant
 from xdp_erm_py.program.reference import Session
 
 XDP_PASS, XDP_REDIRECT = 2, 4
-MARK = struct.pack("=I", shared.ERM_MARK)
+MARK = struct.pack("=I", shared.MARK)
 
 
 class Counted(NamedTuple):

@@ -423,7 +423,7 @@ def test_a_version_whose_counters_look_different_starts_from_zero(cable, tmp_pat
     other = tmp_path / "bpf"
     shutil.copytree(shared.BPF_DIRECTORY, other)
     header = other / "shared.h"
-    header.write_text(header.read_text().replace("ERM_MAX_SESSIONS 1024", "ERM_MAX_SESSIONS 2048"))
+    header.write_text(header.read_text().replace("MAX_SESSIONS 1024", "MAX_SESSIONS 2048"))
     monkeypatch.setattr(shared, "BPF_DIRECTORY", other)
     said = attachment.attach(SENSOR, DEFAULT)
     assert (f"{SENSOR}: counters start again from zero: the attached program was of another version "

@@ -120,7 +120,7 @@ def test_json(cable, attached):
     assert (interface["cpus"], interface["foreign"]) == ({}, [])
     zero = {"packets": 0, "bytes": 0}
     assert interface["counters"] == {**dict.fromkeys([
-        "decapsulated", "not_erm", "fragment", "truncated", "malformed", "foreign_source", "foreign_target", "failed",
+        "decapsulated", "other", "fragment", "truncated", "malformed", "foreign_source", "foreign_target", "failed",
         "unmarked", "nested", "nested_refused", "inner_truncated"], zero),
         "decapsulated": {"packets": 100, "bytes": octets}}
     assert list(interface["counters"]) == list(shared.COUNTERS)
@@ -194,7 +194,7 @@ def test_tables(cable, attached):
     rows = {line.split()[0]: line.split()[1:] for line in run("stats").stdout.splitlines() if line.strip()}
     assert rows["verdict"] == ["packets", "bytes", "share"]
     assert rows["decapsulated"] == ["1,000", f"{octets:,}", "100.0%"]
-    assert rows["not_erm"] == ["0", "0", "0.0%"]
+    assert rows["other"] == ["0", "0", "0.0%"]
     assert {f"{session.source}:{session.source_port}" for session in SESSIONS} <= set(rows)
 
 

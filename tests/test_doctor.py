@@ -244,7 +244,7 @@ def test_packets(cable):
     assert [result for result, _ in found("packets")] == [WARNING]
     says("packets", WARNING, "no packet has come")
     cable.send(bytes.fromhex("ffffffffffff 020000000001 0806") + bytes(46))
-    count("not_erm", 1)
+    count("other", 1)
     says("packets", WARNING, "none of 1 packets is ERM", f"tcpdump -ni {SENSOR} udp")
     cable.send(PACKET[:26] + bytes([10, 0, 0, 7]) + PACKET[30:])
     count("foreign_source", 1)
@@ -265,8 +265,8 @@ def patient(counters: dict[str, int], **counted: Any) -> Patient:
 @pytest.mark.parametrize("verdict", doctor.CURES)
 def test_packets_that_are_not_decapsulated(verdict):
     """Above one in a hundred."""
-    assert set(doctor.CURES) == set(shared.VERDICTS) - {"decapsulated", "not_erm"}
-    some, = doctor.packets(patient({verdict: 3, "not_erm": 1000}))
+    assert set(doctor.CURES) == set(shared.VERDICTS) - {"decapsulated", "other"}
+    some, = doctor.packets(patient({verdict: 3, "other": 1000}))
     assert some.result == PROBLEM
     assert some.text.startswith(f"3 of 3 ERM packets are not decapsulated ({verdict}): ")
     good, bad = doctor.packets(patient({verdict: 3, "decapsulated": 296}))

@@ -328,7 +328,7 @@ def test_an_upgrade_under_traffic(cable, tmp_path, monkeypatch):
     other = tmp_path / "bpf"
     shutil.copytree(shared.BPF_DIRECTORY, other)
     header = other / "shared.h"
-    header.write_text(re.sub(r"(#define ERM_MARK) \S+", r"\1 0x12345678", header.read_text()))
+    header.write_text(re.sub(r"(#define MARK) \S+", r"\1 0x12345678", header.read_text()))
     versions = itertools.cycle((other, shared.BPF_DIRECTORY))
     attachment.attach(SENSOR, DEFAULT)
     cable.wait_for_carrier()

@@ -369,7 +369,7 @@ def upgrade(tmp_path, monkeypatch):
         other = tmp_path / "bpf"
         shutil.copytree(shared.BPF_DIRECTORY, other)
         header = other / "shared.h"
-        changed = re.sub(r"(#define ERM_MARK) \S+", r"\1 0x12345678", header.read_text())
+        changed = re.sub(r"(#define MARK) \S+", r"\1 0x12345678", header.read_text())
         assert changed != header.read_text()
         header.write_text(changed)
         monkeypatch.setattr(shared, "BPF_DIRECTORY", other)

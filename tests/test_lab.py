@@ -352,7 +352,7 @@ def test_flows_that_zeek_does_not_log_are_noticed():
 
 def test_split_flows_are_noticed():
     result = lab.Result([1, 1], sent=2, workers_by_flow={flow_key(PACKETS[0].mirrored): {0, 1}})
-    counters = {name: {"packets": 2 if name == "not_erm" else 0, "bytes": 0} for name in COUNTERS}
+    counters = {name: {"packets": 2 if name == "other" else 0, "bytes": 0} for name in COUNTERS}
     assert lab.find_faults(result, result, counters) == ["with xdp-erm, 1 flows were split over workers"]
 
 

@@ -126,26 +126,26 @@ def test_what_follows_the_datagram_is_cut(program, sent):
 # Frames that are left alone
 
 @table("sent, verdict", {
-    "ARP": (ETHER / ARP(psrc=SWITCH, pdst=SENSOR), "not_erm"),
-    "IPv6 to the port": (ETHER / IPv6() / udp() / ERM() / INNER, "not_erm"),
-    "802.3": (ETHER / Raw() / LLC() / b"spanning tree", "not_erm"),
-    "EtherType for experiments": (ETHER / Raw(), "not_erm"),
-    "TCP": (ETHER / ip() / TCP(dport=7932) / ERM() / INNER, "not_erm"),
-    "ICMP": (ETHER / ip() / ICMP(), "not_erm"),
-    "another UDP port": (ETHER / ip() / udp(dport=7933) / ERM() / INNER, "not_erm"),
-    "from the port": (ETHER / ip() / udp(sport=7932, dport=5) / ERM() / INNER, "not_erm"),
-    "the port's bytes swapped": (ETHER / ip() / udp(dport=0xFC1E) / ERM() / INNER, "not_erm"),
-    "three tags": (ETHER / Dot1Q() / Dot1Q() / Dot1Q() / ip() / udp() / ERM() / INNER, "not_erm"),
-    "tag and ARP": (ETHER / Dot1Q() / ARP(psrc=SWITCH, pdst=SENSOR), "not_erm"),
+    "ARP": (ETHER / ARP(psrc=SWITCH, pdst=SENSOR), "other"),
+    "IPv6 to the port": (ETHER / IPv6() / udp() / ERM() / INNER, "other"),
+    "802.3": (ETHER / Raw() / LLC() / b"spanning tree", "other"),
+    "EtherType for experiments": (ETHER / Raw(), "other"),
+    "TCP": (ETHER / ip() / TCP(dport=7932) / ERM() / INNER, "other"),
+    "ICMP": (ETHER / ip() / ICMP(), "other"),
+    "another UDP port": (ETHER / ip() / udp(dport=7933) / ERM() / INNER, "other"),
+    "from the port": (ETHER / ip() / udp(sport=7932, dport=5) / ERM() / INNER, "other"),
+    "the port's bytes swapped": (ETHER / ip() / udp(dport=0xFC1E) / ERM() / INNER, "other"),
+    "three tags": (ETHER / Dot1Q() / Dot1Q() / Dot1Q() / ip() / udp() / ERM() / INNER, "other"),
+    "tag and ARP": (ETHER / Dot1Q() / ARP(psrc=SWITCH, pdst=SENSOR), "other"),
     "first fragment": (ETHER / ip(flags="MF") / udp() / ERM() / INNER, "fragment"),
     "first fragment, DF set": (ETHER / ip(flags="MF+DF") / udp() / ERM() / INNER, "fragment"),
-    "first fragment to another port": (ETHER / ip(flags="MF") / udp(dport=53) / ERM() / INNER, "not_erm"),
+    "first fragment to another port": (ETHER / ip(flags="MF") / udp(dport=53) / ERM() / INNER, "other"),
     # The ports are in the first one. What looks like them in others is anything.
-    "middle fragment": (ETHER / ip(flags="MF", frag=185, proto=17) / udp() / ERM() / INNER, "not_erm"),
-    "last fragment": (ETHER / ip(flags="", frag=1, proto=17) / udp() / ERM() / INNER, "not_erm"),
-    "last fragment, offset 256": (ETHER / ip(flags="", frag=256 // 8, proto=17) / udp() / INNER, "not_erm"),
-    "last fragment, offset 32768": (ETHER / ip(flags="", frag=32768 // 8, proto=17) / udp() / INNER, "not_erm"),
-    "fragment of TCP": (ETHER / ip(flags="MF") / TCP() / INNER, "not_erm"),
+    "middle fragment": (ETHER / ip(flags="MF", frag=185, proto=17) / udp() / ERM() / INNER, "other"),
+    "last fragment": (ETHER / ip(flags="", frag=1, proto=17) / udp() / ERM() / INNER, "other"),
+    "last fragment, offset 256": (ETHER / ip(flags="", frag=256 // 8, proto=17) / udp() / INNER, "other"),
+    "last fragment, offset 32768": (ETHER / ip(flags="", frag=32768 // 8, proto=17) / udp() / INNER, "other"),
+    "fragment of TCP": (ETHER / ip(flags="MF") / TCP() / INNER, "other"),
     "IP version 6 in an IPv4 frame": (ETHER / ip(version=6) / udp() / ERM() / INNER, "malformed"),
     "IP version 0": (ETHER / ip(version=0) / udp() / ERM() / INNER, "malformed"),
     "IHL 4": (ETHER / ip(ihl=4) / udp() / ERM() / INNER, "malformed"),
@@ -160,8 +160,8 @@ def test_what_follows_the_datagram_is_cut(program, sent):
     "IP total length below the header": (ETHER / ip(len=19) / udp() / ERM() / INNER, "malformed"),
     "IP longer than the frame": (ETHER / ip(len=41 + len(INNER)) / udp() / ERM() / INNER, "truncated"),
     "IP total length 65535": (ETHER / ip(len=65535) / udp() / ERM() / INNER, "truncated"),
-    "all zero": (Raw(bytes(60)), "not_erm"),
-    "all ones": (Raw(b"\xff" * 60), "not_erm"),
+    "all zero": (Raw(bytes(60)), "other"),
+    "all ones": (Raw(b"\xff" * 60), "other"),
 })
 def test_left_alone(program, sent, verdict):
     check(program(), sent, verdict)
@@ -169,13 +169,13 @@ def test_left_alone(program, sent, verdict):
 
 @table("sent, verdict", {
     "version before protocol": (ETHER / ip(version=5) / TCP(), "malformed"),
-    "protocol before fragment": (ETHER / ip(flags="MF", proto=6) / Raw(b"\1" * 50), "not_erm"),
-    "offset before length": (ETHER / ip(frag=1, proto=17), "not_erm"),
+    "protocol before fragment": (ETHER / ip(flags="MF", proto=6) / Raw(b"\1" * 50), "other"),
+    "offset before length": (ETHER / ip(frag=1, proto=17), "other"),
     "length before fragment": (Raw(bytes(ETHER / ip(flags="MF") / udp())[:-1]), "truncated"),
-    "port before fragment": (ETHER / ip(flags="MF") / udp(dport=53), "not_erm"),
+    "port before fragment": (ETHER / ip(flags="MF") / udp(dport=53), "other"),
     "fragment before UDP length": (ETHER / ip(flags="MF") / udp(len=7), "fragment"),
     "length before port": (Raw(bytes(ETHER / ip() / udp(dport=53))[:-1]), "truncated"),
-    "port before UDP length": (ETHER / ip() / udp(dport=53, len=7) / INNER, "not_erm"),
+    "port before UDP length": (ETHER / ip() / udp(dport=53, len=7) / INNER, "other"),
     "UDP length before frame length": (ETHER / ip(len=1000) / udp(len=7), "malformed"),
     "frame length before ERM header": (ETHER / ip() / udp(), "truncated"),
 })
@@ -318,11 +318,11 @@ def test_vlan(program, mode, vlan, is_tagged):
 
 @table("ports, port, verdict", {
     "default": ((7932,), 7932, "decapsulated"),
-    "below": ((7932,), 7931, "not_erm"),
+    "below": ((7932,), 7931, "other"),
     "lowest": ((1, 65535), 1, "decapsulated"),
     "highest": ((1, 65535), 65535, "decapsulated"),
-    "between": ((1, 65535), 7932, "not_erm"),
-    "zero": ((1, 65535), 0, "not_erm"),
+    "between": ((1, 65535), 7932, "other"),
+    "zero": ((1, 65535), 0, "other"),
 })
 def test_ports(program, ports, port, verdict):
     sent = ETHER / ip() / udp(dport=port) / ERM() / INNER
@@ -390,8 +390,8 @@ def test_targets(program, target, verdict, elsewhere):
     "both": (wrap(INNER), "decapsulated"),
     "source before fragment": (ETHER / ip(src="10.9.9.9", flags="MF") / udp() / ERM() / INNER, "foreign_source"),
     "target before fragment": (ETHER / ip(dst="10.9.9.9", flags="MF") / udp() / ERM() / INNER, "foreign_target"),
-    "offset before source": (ETHER / ip(src="10.9.9.9", frag=1, proto=17) / udp() / ERM() / INNER, "not_erm"),
-    "port before source": (ETHER / ip(src="10.9.9.9") / udp(dport=53) / ERM() / INNER, "not_erm"),
+    "offset before source": (ETHER / ip(src="10.9.9.9", frag=1, proto=17) / udp() / ERM() / INNER, "other"),
+    "port before source": (ETHER / ip(src="10.9.9.9") / udp(dport=53) / ERM() / INNER, "other"),
     "source before UDP length": (ETHER / ip(src="10.9.9.9") / udp(len=7) / ERM() / INNER, "foreign_source"),
     "target before UDP length": (ETHER / ip(dst="10.9.9.9") / udp(len=7) / ERM() / INNER, "foreign_target"),
 })
@@ -476,8 +476,8 @@ def test_a_million_spoofed_sources(xdp):
         counted = stats.read_senders(senders)
         assert number.lookup(bytes(4)) == [struct.pack("=I", packets)]
     assert counted[SWITCH][:2] == (packets // 64, packets // 64 * len(wrap(INNER)))
-    assert shared.ERM_MAX_SENDERS // 2 < len(counted) <= shared.ERM_MAX_SENDERS
-    full = [reading for reading in readings if len(reading) > shared.ERM_MAX_SENDERS // 2]
+    assert shared.MAX_SENDERS // 2 < len(counted) <= shared.MAX_SENDERS
+    full = [reading for reading in readings if len(reading) > shared.MAX_SENDERS // 2]
     assert full and all(SWITCH in reading for reading in full)
 
 
@@ -515,7 +515,7 @@ def test_a_flood_of_sources_does_not_push_out_a_busy_session(xdp, sources_betwee
         # And one that comes late is counted as well.
         check_left(program, ETHER / ip() / udp(sport=6) / ERM() / INNER, INNER, session=Session(SWITCH, 6))
     assert sessions[SESSION] == Counted(rounds, rounds * len(busy))
-    assert shared.ERM_MAX_SESSIONS // 2 < len(sessions) <= shared.ERM_MAX_SESSIONS + shared.ERM_OWN_SESSIONS
+    assert shared.MAX_SESSIONS // 2 < len(sessions) <= shared.MAX_SESSIONS + shared.OWN_SESSIONS
 
 
 # The program's clock is what the VLAN tag says.
@@ -535,13 +535,13 @@ def test_a_session_has_its_place_until_it_has_been_silent_for_long(xdp):
         start, rival = 5000, 1
         while run(rival, start) or not shared_sessions():
             rival += 1  # until one finds its place taken
-        run(rival, start + shared.ERM_OWN_JIFFIES - 1)
+        run(rival, start + shared.OWN_JIFFIES - 1)
         assert shared_sessions() == {rival: 2}
-        run(rival, start + shared.ERM_OWN_JIFFIES)  # takes it
+        run(rival, start + shared.OWN_JIFFIES)  # takes it
         (owner, moved), = (shared_sessions().items() - {rival: 2}.items())
         assert moved == 1
-        run(rival, start + 2 * shared.ERM_OWN_JIFFIES - 1)
-        run(owner, start + 2 * shared.ERM_OWN_JIFFIES)
+        run(rival, start + 2 * shared.OWN_JIFFIES - 1)
+        run(owner, start + 2 * shared.OWN_JIFFIES)
         assert shared_sessions() == {rival: 2, owner: 2}
         counted = {session.source_port: packets for session, (packets, _) in program.sessions().items()}
         assert counted == dict.fromkeys(range(1, rival), 1) | {owner: 2, rival: 4}

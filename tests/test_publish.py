@@ -111,11 +111,11 @@ def ends(tmp_path: Path) -> Path:
 
 
 def test_first_report_counts_since_the_attachment(ends: Path) -> None:
-    message, = Reporter(HOST, ends, Readings(reading(10, not_erm=3, session=9))).collect()
+    message, = Reporter(HOST, ends, Readings(reading(10, other=3, session=9))).collect()
     report = Report(message.text)
     assert report.types == ["count", "count", "timestamp", "string", "string", "string", "timestamp", "timespan",
                             "vector", "none", "none", "vector"]
-    assert report.packets == {"decapsulated": 10, "not_erm": 3}
+    assert report.packets == {"decapsulated": 10, "other": 3}
     assert report.sessions == [["198.51.100.1", "5/udp", 9, 900, "2023-11-14T22:13:21.500"]]
     assert (report["host"], report["interface"], report["mode"]) == (HOST, "lo", "native")
     assert report["attached_at"] == "2023-11-14T22:13:20.000"
@@ -294,12 +294,12 @@ def test_interfaces_may_change_names_with_each_other(ends: Path) -> None:
 
 
 def test_counters_that_begin_anew_under_one_attachment_never_go_backwards(ends: Path) -> None:
-    readings = Readings(reading(10, not_erm=1, session=10))
+    readings = Readings(reading(10, other=1, session=10))
     reporter = Reporter(HOST, ends, readings)
     reporter.collect()
-    readings.now = [reading(2, not_erm=5, session=2)]
+    readings.now = [reading(2, other=5, session=2)]
     report = Report(reporter.collect()[0].text)
-    assert report.packets == {"decapsulated": 2, "not_erm": 5}
+    assert report.packets == {"decapsulated": 2, "other": 5}
     assert report.sessions[0][2] == 2
     assert report.seconds < 10
 
@@ -366,7 +366,7 @@ def test_programs_that_are_gone_do_not_pile_up(ends: Path) -> None:
 
 def test_all_counters_are_in_a_report_at_their_places(ends: Path) -> None:
     """Zeek's scripts of every version know them by these: new ones may come at the end only."""
-    assert events.COUNTERS[:10] == ("decapsulated", "not_erm", "fragment", "truncated", "malformed", "foreign_source",
+    assert events.COUNTERS[:10] == ("decapsulated", "other", "fragment", "truncated", "malformed", "foreign_source",
                                     "foreign_target", "failed", "nested", "inner_truncated")
     assert set(events.COUNTERS) == set(shared.COUNTERS)
     script = (Path(__file__).resolve().parents[1] / "scripts" / "main.zeek").read_text()
@@ -451,7 +451,7 @@ def test_foreign_senders_are_those_of_the_interval(ends: Path) -> None:
 
 
 def test_foreign_senders_of_a_flood_are_few(ends: Path) -> None:
-    flood = {f"10.0.{number >> 8}.{number & 255}": number for number in range(1, shared.ERM_MAX_SENDERS + 1)}
+    flood = {f"10.0.{number >> 8}.{number & 255}": number for number in range(1, shared.MAX_SENDERS + 1)}
     reporter = Reporter(HOST, ends, Readings(reading(1, foreign=flood)))
     message, = reporter.collect()
     named, others = senders(message) or ([], 0)

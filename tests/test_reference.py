@@ -96,7 +96,7 @@ def test_outer_vlan_tags(tags):
 
 
 def test_a_third_outer_tag_is_another_protocol():
-    assert verdict(tagged(wrap(), "8100 0001", "8100 0001", "8100 0001")) == "not_erm"
+    assert verdict(tagged(wrap(), "8100 0001", "8100 0001", "8100 0001")) == "other"
 
 
 def test_ip_options():
@@ -111,19 +111,19 @@ def test_what_follows_the_datagram_is_cut():
 
 
 @pytest.mark.parametrize("expected, frame", [
-    ("not_erm", OUTER_ETHERNET[:12] + bytes.fromhex("0806") + bytes(28)),
-    ("not_erm", OUTER_ETHERNET[:12] + bytes.fromhex("86dd") + bytes(60)),
-    ("not_erm", wrap(protocol=6)),
-    ("not_erm", wrap(port=7933)),
+    ("other", OUTER_ETHERNET[:12] + bytes.fromhex("0806") + bytes(28)),
+    ("other", OUTER_ETHERNET[:12] + bytes.fromhex("86dd") + bytes(60)),
+    ("other", wrap(protocol=6)),
+    ("other", wrap(port=7933)),
     ("malformed", wrap(version=6)),
     ("malformed", wrap(header_words=4)),
     ("malformed", wrap(udp_length=7)),
     ("malformed", wrap(udp_length=21 + len(INNER))),
     ("fragment", wrap(fragment=0x2000)),
     ("fragment", wrap(fragment=0x6000)),
-    ("not_erm", wrap(fragment=0x2000, port=7933)),
-    ("not_erm", wrap(fragment=0x2001)),  # the first fragment alone has the ports
-    ("not_erm", wrap(fragment=0x0001)),
+    ("other", wrap(fragment=0x2000, port=7933)),
+    ("other", wrap(fragment=0x2001)),  # the first fragment alone has the ports
+    ("other", wrap(fragment=0x0001)),
     ("truncated", wrap(total_length=41 + len(INNER))),
     ("truncated", wrap(inner=INNER[:13])),
     ("truncated", wrap(inner=b"", erm="")),
@@ -141,12 +141,12 @@ def test_each_cut_of_a_datagram():
 @pytest.mark.parametrize("expected, frame", [
     # Each frame has what two rules are for: the earlier one counts.
     ("malformed", wrap(version=6, protocol=6)),
-    ("not_erm", wrap(protocol=6, fragment=0x2000)),
-    ("not_erm", wrap(fragment=0x0001)[:34]),
+    ("other", wrap(protocol=6, fragment=0x2000)),
+    ("other", wrap(fragment=0x0001)[:34]),
     ("truncated", wrap(fragment=0x2000)[:41]),
     ("fragment", wrap(fragment=0x2000)[:42]),
     ("truncated", wrap(port=7933)[:41]),
-    ("not_erm", wrap(port=7933, udp_length=7)),
+    ("other", wrap(port=7933, udp_length=7)),
     ("malformed", wrap(udp_length=7)[:42]),
 ])
 def test_the_order_of_the_rules(expected, frame):
@@ -168,13 +168,13 @@ def test_allow_lists(expected, settings):
 def test_allow_lists_come_before_lengths_and_after_the_port():
     config = InterfaceConfig(sources=("192.0.2.0/24",))
     assert verdict(wrap(udp_length=7), config) == "foreign_source"
-    assert verdict(wrap(port=7933), config) == "not_erm"
+    assert verdict(wrap(port=7933), config) == "other"
 
 
 def test_several_ports():
     config = InterfaceConfig(port=(1, 7933))
     assert verdict(wrap(port=7933), config) == "decapsulated"
-    assert verdict(wrap(), config) == "not_erm"
+    assert verdict(wrap(), config) == "other"
 
 
 @pytest.mark.parametrize("depth, levels, left", [(1, 1, 3), (2, 2, 2), (3, 3, 1)])
@@ -254,4 +254,4 @@ def test_real_switch_output():
         untagged = frames[native][:12] + frames[native][16:]
         assert decapsulate(frames[copy], strip).frame == untagged
         assert decapsulate(frames[copy], DEFAULT).frame == tagged(untagged, "8100", tci)
-    assert [decapsulate(frames[native], DEFAULT).verdict for native in (0, 1, 4, 5)] == ["not_erm"] * 4
+    assert [decapsulate(frames[native], DEFAULT).verdict for native in (0, 1, 4, 5)] == ["other"] * 4

@@ -52,5 +52,5 @@ def test_c(xdp, config, variant):
 
 def test_warnings_in_c_are_errors(xdp, capfd):
     with pytest.raises(XdpErmError, match="does not compile"):
-        Compiled(InterfaceConfig(), options=(*WARNINGS, "-DERM_DEPTH=2"))
+        Compiled(InterfaceConfig(), options=(*WARNINGS, "-DCONFIG_DEPTH=2"))
     assert "macro redefined" in capfd.readouterr().err

@@ -450,7 +450,7 @@ def test_commands_by_node(stopped):
     cluster.send(TRAFFIC[:100])
     row, = table(cluster.zeekctl("xdp_erm.stats", "worker-3"))
     assert (row["Host"], row["Interface"], row["decapsulated"]) == ("127.0.0.1", SENSOR, "100")
-    assert set(row) == {"Host", "Interface", "decapsulated", "not_erm", "fragment", "truncated", "malformed",
+    assert set(row) == {"Host", "Interface", "decapsulated", "other", "fragment", "truncated", "malformed",
                         "foreign_source", "foreign_target", "failed", "unmarked", "nested", "nested_refused",
                         "inner_truncated"}
     row, = table(cluster.zeekctl("xdp_erm.status"))

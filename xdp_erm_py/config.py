@@ -79,8 +79,8 @@ def _ports(value: Any) -> tuple[int, ...]:
 
 
 def _depth(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= shared.ERM_MAX_DEPTH:
-        raise ValueError(f"{value!r} is not a depth (1 to {shared.ERM_MAX_DEPTH})")
+    if type(value) is not int or not 1 <= value <= shared.MAX_DEPTH:
+        raise ValueError(f"{value!r} is not a depth (1 to {shared.MAX_DEPTH})")
     return value
 
 

@@ -30,7 +30,7 @@ _GOOD, _BAD, _PLAIN = "green", "yellow", ""
 
 
 def _style(counter: str, packets: float) -> str:
-    if not packets or counter in ("not_erm", "nested"):
+    if not packets or counter in ("other", "nested"):
         return _PLAIN
     return _GOOD if counter == "decapsulated" else _BAD
 

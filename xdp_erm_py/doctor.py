@@ -314,7 +314,7 @@ def offloads(patient: Patient) -> Iterator[Result]:
 def packets(patient: Patient) -> Iterator[Result]:
     counted = {verdict: patient.counted["counters"][verdict]["packets"] for verdict in shared.VERDICTS}
     total, decapsulated = sum(counted.values()), counted["decapsulated"]
-    erm = total - counted["not_erm"]
+    erm = total - counted["other"]
     if decapsulated:
         yield Result(OK, f"{decapsulated} packets were decapsulated since {patient.counted['attached_at']}")
         yield from _silence(patient)

@@ -20,12 +20,12 @@ def _enumerators(prefix: str) -> tuple[str, ...]:
 
 ERM_DEFAULT_PORT = _numbers["ERM_DEFAULT_PORT"]
 ERM_HEADER_LEN = _numbers["ERM_HEADER_LEN"]
-ERM_MAX_DEPTH = _numbers["ERM_MAX_DEPTH"]
-ERM_MARK = _numbers["ERM_MARK"]
-ERM_MAX_SENDERS = _numbers["ERM_MAX_SENDERS"]
-ERM_MAX_SESSIONS = _numbers["ERM_MAX_SESSIONS"]
-ERM_OWN_JIFFIES = _numbers["ERM_OWN_JIFFIES"]
-ERM_OWN_SESSIONS = _numbers["ERM_OWN_SESSIONS"]
+MAX_DEPTH = _numbers["MAX_DEPTH"]
+MARK = _numbers["MARK"]
+MAX_SENDERS = _numbers["MAX_SENDERS"]
+MAX_SESSIONS = _numbers["MAX_SESSIONS"]
+OWN_JIFFIES = _numbers["OWN_JIFFIES"]
+OWN_SESSIONS = _numbers["OWN_SESSIONS"]
 
 #: The ways to treat the mirrored frame's VLAN, by their number in the program.
 VLAN_MODES = {name[5:].lower(): number for name, number in _numbers.items() if name.startswith("VLAN_")}

@@ -46,7 +46,7 @@ BATCH = 64
 # Mismatches after which a run is given up: more of them say no more.
 ENOUGH = 5
 # An LRU map is allowed to forget; with so few sessions it does not.
-MOST_SESSIONS = shared.ERM_MAX_SESSIONS // 2
+MOST_SESSIONS = shared.MAX_SESSIONS // 2
 
 NOTHING = Counted(0, 0)
 
@@ -118,7 +118,7 @@ class Subject:
         # interface, and how much lies in the first piece with it. It is a page without what the kernel wants before and
         # behind.
         with Program(config) as plain:
-            self._piece = plain.run(bytes(max(LONGEST, mmap.PAGESIZE))).counters["not_erm"].bytes
+            self._piece = plain.run(bytes(max(LONGEST, mmap.PAGESIZE))).counters["other"].bytes
         self._visible = LONGEST if variant.frags else self._piece
         self._counters = program.counters()
         self._sessions: dict[Session, Counted] = {}
@@ -231,7 +231,7 @@ def _moved(before: dict, after: dict) -> dict:
 def _kind(mirrored: bytes) -> str:
     try:
         ethertype, offset = reference.skip_ethernet(mirrored)
-    except reference.NotErm:
+    except reference.Untouched:
         return "cut tags"
     kind = {0x0800: "IPv4", 0x86DD: "IPv6"}.get(ethertype, "other")
     return f"{kind}, tagged" if offset > reference.ETHERNET_LEN else kind

@@ -33,7 +33,7 @@ def bare(run: Soak) -> None:
 
 def miscount(run: Soak) -> None:
     with Links() as links, bpf.Map.by_id(attached.find_all(links)[0].maps["counters"]) as counters:
-        key = struct.pack("=I", shared.COUNTERS.index("not_erm"))
+        key = struct.pack("=I", shared.COUNTERS.index("other"))
         values = counters.lookup(key)
         counters.update(key, b"".join(struct.pack("=QQ", 1 + struct.unpack("=QQ", value)[0], 0) for value in values))
 

@@ -19,7 +19,7 @@ from ..program.reference import (
     IPV6_LEN,
     MAC_PAIR_LEN,
     PROTOCOL_UDP,
-    NotErm,
+    Untouched,
     skip_ethernet,
 )
 from .cable import SENSOR_INTERFACE, Cable
@@ -165,7 +165,7 @@ def flow_key(frame: bytes) -> FlowKey | None:
     """
     try:
         ethertype, ip = skip_ethernet(frame)
-    except NotErm:
+    except Untouched:
         return None
     if ethertype == ETHERTYPE_IPV4 and len(frame) >= ip + IPV4_LEN:
         protocol, addresses, address_len = frame[ip + 9], ip + 12, 4

@@ -51,24 +51,24 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     """The -D options that specialise the program; what they mean stands at the top of the C source."""
     ports = " || ".join(f"(port) == {port}" for port in config.port)
     vlan = shared.VLAN_MODES[config.vlan]
-    defines = [f"ERM_IS_PORT(port)=({ports})", f"ERM_DEPTH={config.depth}", f"ERM_VLAN={vlan}"]
+    defines = [f"CONFIG_IS_ERM_PORT(port)=({ports})", f"CONFIG_DEPTH={config.depth}", f"CONFIG_VLAN={vlan}"]
     for name, addresses in (("SOURCE", config.sources), ("TARGET", config.targets)):
         if _is_long(addresses):
-            defines.append(f"ERM_{name}S={len(addresses)}")
+            defines.append(f"CONFIG_{name}S={len(addresses)}")
         else:
-            defines.append(f"ERM_IS_{name}(address)={_comparison(addresses)}")
+            defines.append(f"CONFIG_IS_{name}(address)={_comparison(addresses)}")
     if config.sources or config.targets:
-        defines.append("ERM_SENDERS")
+        defines.append("CONFIG_SENDERS")
     if config.sessions:
-        defines.append("ERM_SESSIONS")
+        defines.append("CONFIG_SESSIONS")
     if config.isolate:
-        defines.append("ERM_ISOLATE")
+        defines.append("CONFIG_ISOLATE")
     if variant.cpus:
-        defines += [f"ERM_LANES={len(variant.cpus)}", f"ERM_CPUS={bpf.possible_cpus()}"]
+        defines += [f"CONFIG_LANES={len(variant.cpus)}", f"CONFIG_CPUS={bpf.possible_cpus()}"]
         if config.spread_ports:
-            defines.append("ERM_SPREAD_PORTS")
+            defines.append("CONFIG_SPREAD_PORTS")
     if variant.frags:
-        defines.append("ERM_FRAGS")
+        defines.append("CONFIG_FRAGS")
     return ["-D" + define for define in defines]
 
 

@@ -77,7 +77,7 @@ class Decapsulation:
     foreign: str | None = None
 
 
-class NotErm(Exception):
+class Untouched(Exception):
     """The frame is not ERM that can be peeled; the message is the verdict that says why."""
 
     def __init__(self, verdict: str, foreign: str | None = None) -> None:
@@ -89,13 +89,13 @@ def decapsulate(frame: bytes, config: InterfaceConfig) -> Decapsulation:
     """Strip `frame`, an Ethernet frame without its FCS, of its ERM wrapping. Never raises, whatever the bytes."""
     try:
         outermost = datagram = _parse(frame, config.port, config.sources, config.targets)
-    except NotErm as reason:
+    except Untouched as reason:
         return Decapsulation(str(reason), frame, foreign=reason.foreign)
     levels, nested_refused = 1, False
     while not nested_refused:
         try:
             within = _parse(datagram.inner, config.port)
-        except NotErm:
+        except Untouched:
             break
         # Whoever is mirrored can send ERM, too. Where a level within was sent to is another sensor's business.
         if levels < config.depth and _is_source(within.session.source, config.sources):
@@ -128,7 +128,7 @@ def insert_vlan_tag(frame: bytes, tci: int) -> bytes:
 def skip_ethernet(frame: bytes) -> tuple[int, int]:
     """Return the EtherType after at most two VLAN tags and the offset of what follows it.
 
-    Raises NotErm("truncated") where the frame ends before that.
+    Raises Untouched("truncated") where the frame ends before that.
     """
     offset = ETHERNET_LEN
     ethertype = _ethertype_before(frame, offset)
@@ -142,48 +142,48 @@ def skip_ethernet(frame: bytes) -> tuple[int, int]:
 
 def _ethertype_before(frame: bytes, offset: int) -> int:
     if len(frame) < offset:
-        raise NotErm("truncated")
+        raise Untouched("truncated")
     return int.from_bytes(frame[offset - 2:offset], "big")
 
 
 def _parse(
     frame: bytes, ports: tuple[int, ...], sources: tuple[str, ...] = (), targets: tuple[str, ...] = ()
 ) -> Datagram:
-    """Take one level of ERM apart, or raise NotErm with the verdict."""
+    """Take one level of ERM apart, or raise Untouched with the verdict."""
     ethertype, ip = skip_ethernet(frame)
     if ethertype != ETHERTYPE_IPV4:
-        raise NotErm("not_erm")
+        raise Untouched("other")
 
     available = len(frame) - ip
     if available < IPV4_LEN:
-        raise NotErm("truncated")
+        raise Untouched("truncated")
     version, header_words = frame[ip] >> 4, frame[ip] & 0xF
     if version != 4 or header_words < 5:
-        raise NotErm("malformed")
+        raise Untouched("malformed")
     total_length, _, fragment, _, protocol, _, source, destination = struct.unpack_from("!HHHBBH4s4s", frame, ip + 2)
     if protocol != PROTOCOL_UDP:
-        raise NotErm("not_erm")
+        raise Untouched("other")
     if fragment & 0x1FFF:  # an offset: only the first fragment has the ports
-        raise NotErm("not_erm")
+        raise Untouched("other")
 
     header_len = header_words * 4
     if available < header_len + UDP_LEN:
-        raise NotErm("truncated")
+        raise Untouched("truncated")
     source_port, destination_port, udp_length = struct.unpack_from("!HHH", frame, ip + header_len)
     if destination_port not in ports:
-        raise NotErm("not_erm")
+        raise Untouched("other")
     source_address = str(ipaddress.IPv4Address(source))
     if not _is_source(source_address, sources):
-        raise NotErm("foreign_source", source_address)
+        raise Untouched("foreign_source", source_address)
     if targets and str(ipaddress.IPv4Address(destination)) not in targets:
-        raise NotErm("foreign_target", source_address)
+        raise Untouched("foreign_target", source_address)
     if fragment & 0x2000:  # more fragments follow; 0x4000 is don't-fragment
-        raise NotErm("fragment")
+        raise Untouched("fragment")
 
     if udp_length < UDP_LEN or header_len + udp_length > total_length:
-        raise NotErm("malformed")
+        raise Untouched("malformed")
     if available < total_length or udp_length < UDP_LEN + ERM_HEADER_LEN + ETHERNET_LEN:
-        raise NotErm("truncated")
+        raise Untouched("truncated")
 
     erm = ip + header_len + UDP_LEN
     inner = erm + ERM_HEADER_LEN
@@ -206,7 +206,7 @@ def _is_inner_truncated(frame: bytes) -> bool:
     """Tell whether the mirrored IP packet says it is longer than the bytes that came."""
     try:
         ethertype, ip = skip_ethernet(frame)
-    except NotErm:
+    except Untouched:
         return False
     available = len(frame) - ip
     if ethertype == ETHERTYPE_IPV4:

@@ -15,7 +15,7 @@ VERSION = 1
 
 #: The counters of a report, which knows them by their places: Zeek's package may know fewer of them, or more. So new
 #: ones come last, and none goes or changes places.
-COUNTERS = ("decapsulated", "not_erm", "fragment", "truncated", "malformed", "foreign_source", "foreign_target",
+COUNTERS = ("decapsulated", "other", "fragment", "truncated", "malformed", "foreign_source", "foreign_target",
             "failed", "nested", "inner_truncated", "unmarked", "nested_refused")
 
 REPORT_TOPIC = "zeek.xdp_erm.report"

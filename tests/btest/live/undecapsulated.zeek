@@ -11,7 +11,7 @@
 # @TEST-EXEC: zeek-cut id.orig_h id.resp_h id.resp_p orig_pkts < conn.log | sort > flows
 # @TEST-EXEC: btest-diff flows
 # @TEST-EXEC: zeek-cut interface mode decapsulated.packets fragment.packets < xdp_erm.log | sort -u > reports
-# @TEST-EXEC: zeek-cut not_erm.packets < xdp_erm.log | awk '{ sum += $1 } END { print sum, "packets were not ERM" }' >> reports
+# @TEST-EXEC: zeek-cut other.packets < xdp_erm.log | awk '{ sum += $1 } END { print sum, "packets were not ERM" }' >> reports
 # @TEST-EXEC: btest-diff reports
 
 redef exit_only_after_terminate = T;
@@ -21,7 +21,7 @@ global seen = 0;
 event XDP_ERM::log_xdp_erm(rec: XDP_ERM::Info)
 	{
 	# All packets of the trace: the inner flows are to end first.
-	seen += rec$not_erm$packets;
+	seen += rec$other$packets;
 	if ( seen >= 14 )
 		terminate();
 	}

@@ -3,7 +3,7 @@
 # @TEST-DOC: newer one, with more, are logged.
 #
 # @TEST-EXEC: zeek $XDP_ERM %INPUT
-# @TEST-EXEC: zeek-cut host interface decapsulated.packets not_erm.packets inner_truncated.packets < xdp_erm.log > reports
+# @TEST-EXEC: zeek-cut host interface decapsulated.packets other.packets inner_truncated.packets < xdp_erm.log > reports
 # @TEST-EXEC: btest-diff reports
 # @TEST-EXEC: zeek-cut note msg < notice.log > notices
 # @TEST-EXEC: btest-diff notices

@@ -31,7 +31,7 @@ event reading()
 		}
 	hook XDP_ERM::reported(XDP_ERM::Report($version=1, $sequence=number, $ts=current_time(), $host="sensor",
 	    $interface="eth7", $mode="native", $attached_at=double_to_time(0.0), $ts_delta=10sec, $sessions=sessions,
-	    $counters=XDP_ERM::Counters($decapsulated=nothing, $not_erm=nothing, $fragment=nothing, $truncated=nothing,
+	    $counters=XDP_ERM::Counters($decapsulated=nothing, $other=nothing, $fragment=nothing, $truncated=nothing,
 	    $malformed=nothing, $foreign_source=nothing, $foreign_target=nothing, $failed=nothing, $unmarked=nothing,
 	    $nested=nothing, $nested_refused=nothing, $inner_truncated=nothing)));
 
