@@ -146,6 +146,31 @@ def test_both_are_idempotent(cable):
     assert link() == detached
 
 
+def test_an_alternative_name_does_as_well(cable, tmp_path):
+    """In a configuration file, too; what is said and shown has the kernel's own."""
+    name = "uplink-of-the-mirror-" + "x" * 106
+    subprocess.run(["ip", "link", "property", "add", "dev", SENSOR, "altname", name], check=True, timeout=TIMEOUT)
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    file = tmp_path / "xdp-erm.yaml"
+    file.write_text(f"interfaces: {{{name}: {{vlan: strip}}}}")
+    for names in ([], [name], [SENSOR], [name, SENSOR]):
+        said = run("attach", "--config", str(file), *names)
+        assert f"{SENSOR}: attached (" in said or said == f"{SENSOR}: already attached (native, program " \
+            f"{link().program_id})\n"
+    assert f"interfaces:\n  {SENSOR}:\n    port" in run("config", "--config", str(file))
+    interface, = json.loads(run("stats", name, "--json"))["interfaces"]
+    assert (interface["name"], interface["other_names"], interface["config"]["vlan"]) == (SENSOR, [name], "strip")
+    lines = run("doctor", "--config", str(file), name).splitlines()
+    assert [line.partition(": ")[0].split()[1] for line in lines].count(SENSOR) > 5 and name not in "".join(lines)
+    assert run("detach", name).startswith(f"{SENSOR}: detached (program ")
+    assert run("detach", name) == f"{SENSOR}: xdp-erm is not attached\n"
+
+
 def test_nothing_is_left_behind(cable):
     before = link(), features(), sorted(os.listdir("/proc/self/fd"))
     long = tuple(f"10.0.{number}.1" for number in range(compiler.MOST_COMPARED + 1))

@@ -103,8 +103,8 @@ def test_json(cable, attached):
     octets = mirror(cable, 100)
     interface, = json.loads(run("stats", "--json").stdout)["interfaces"]
     assert list(interface) == [
-        "name", "ifindex", "mode", "program_id", "attached_at", "since_boot", "config", "spread", "counters",
-        "sessions", "foreign", "cpus"]
+        "name", "other_names", "ifindex", "mode", "program_id", "attached_at", "since_boot", "config", "spread",
+        "counters", "sessions", "foreign", "cpus"]
     with Links() as links:
         assert interface["ifindex"] == links.find(SENSOR).index
     assert (interface["name"], interface["mode"], interface["program_id"]) == (SENSOR, "native", attached)

@@ -90,10 +90,18 @@ interfaces:
   eth2:
 """)
     configuration = config.load(file)
-    assert configuration.of("eth1", {}) == InterfaceConfig(vlan="strip", spread_queue=2)
-    assert configuration.of("eth2", {}) == InterfaceConfig(vlan="strip", spread_queue=1)
-    assert configuration.of("eth3", {}) == InterfaceConfig(vlan="strip", spread_queue=1)
-    assert configuration.of("eth1", {"vlan": "tagged"}) == InterfaceConfig(vlan="tagged", spread_queue=2)
+    assert configuration.of(("eth1",), {}) == InterfaceConfig(vlan="strip", spread_queue=2)
+    assert configuration.of(("eth2",), {}) == InterfaceConfig(vlan="strip", spread_queue=1)
+    assert configuration.of(("eth3",), {}) == InterfaceConfig(vlan="strip", spread_queue=1)
+    assert configuration.of(("eth1",), {"vlan": "tagged"}) == InterfaceConfig(vlan="tagged", spread_queue=2)
+
+
+def test_an_interface_by_any_of_its_names(file):
+    file.write_text(f"interfaces: {{eth1: {{spread_queue: 1}}, {'x' * 127}: {{spread_queue: 2}}}}")
+    configuration = config.load(file)
+    assert configuration.of(("eth2", "uplink0", "x" * 127), {}).spread_queue == 2
+    with pytest.raises(UsageError, match=r"interfaces: eth1 and x+ are names of one interface: keep one of them"):
+        configuration.of(("eth1", "x" * 127), {})
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "defaults:\n", "interfaces:\n", "defaults: {}\ninterfaces: {}\n"])
@@ -176,7 +184,7 @@ def test_mistaken_settings(file, section, setting):
     ("interfaces:\n- eth1\n", ":2: interfaces must be a mapping, not ['eth1']"),
     ("interfaces:\n  eth1: 7932\n", ":2: eth1 must be a mapping, not 7932"),
     ("defaults: strip\n", ":1: defaults must be a mapping, not 'strip'"),
-    ("interfaces:\n  eth0123456789012:\n", ":2: 'eth0123456789012' is not an interface name"),
+    (f"interfaces:\n  {'e' * 128}:\n", f":2: '{'e' * 128}' is not an interface name"),
     ("interfaces:\n  a b:\n", ":2: 'a b' is not an interface name"),
     ("interfaces:\n  ../x:\n", ":2: '../x' is not an interface name"),
     ("interfaces:\n  7:\n", ":2: 7 is not an interface name"),

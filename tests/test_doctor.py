@@ -21,7 +21,7 @@ from xdp_erm_py import cli, config, doctor, shared, systemd
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.doctor import OK, PROBLEM, WARNING, Patient
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attached, attachment, journal, nic, programs, spread, stats
+from xdp_erm_py.interface import attached, attachment, journal, nic, programs, spread, stats, topology
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
@@ -128,6 +128,10 @@ def test_interfaces(cable):
     attachment.attach(SENSOR, InterfaceConfig())
     assert examined() == ["eth7", SENSOR]
     assert examined("lo", "lo") == ["lo"]
+    shell(f"ip link property add dev {SENSOR} altname uplink0")
+    findings = list(doctor.examine(["uplink0", SENSOR]))
+    assert len([finding for finding in findings if finding.check == "mtu"]) == 1
+    assert {finding.interface for finding in findings} == {None, SENSOR}
 
 
 # Any interface
@@ -151,6 +155,22 @@ def test_address(cable):
     says("address", WARNING, "none of its addresses is in `targets` (192.0.2.9)")
     shell(f"ip address add 192.0.2.9/24 dev {SENSOR}")
     well("address", "192.0.2.1, 192.0.2.9")
+
+
+def test_an_address_that_does_not_answer(cable):
+    shell(f"ip address add 192.0.2.1/24 dev {SENSOR}")
+    told = "it has the address 192.0.2.1, but "
+    for break_it, cure in (
+            (f"ip link set dev {SENSOR} arp off", f"ARP is off on it: `ip link set dev {SENSOR} arp on`"),
+            (f"sysctl -w net/ipv4/conf/{SENSOR}/arp_ignore=8",
+             f"the host answers no ARP requests: `sysctl -w net/ipv4/conf/{SENSOR}/arp_ignore=0`"),
+            ("sysctl -w net/ipv4/conf/all/arp_ignore=8",
+             "the host answers no ARP requests: `sysctl -w net/ipv4/conf/all/arp_ignore=0`")):
+        shell(break_it)
+        said, = found("address")
+        assert (said[0], said[1].startswith(told + cure)) == (WARNING, True)
+        shell(cure.split("`")[1])
+        well("address", "192.0.2.1")
 
 
 @pytest.mark.parametrize("mtu, result", [(1554, OK), (1553, WARNING)])
@@ -359,10 +379,10 @@ def test_a_check_that_cannot_be_made_does_not_keep_the_others_from_being(cable, 
         raise XdpErmError(f"{SENSOR}: its offloads cannot be read: why")
     attachment.attach(SENSOR, InterfaceConfig())
     monkeypatch.setattr(nic, "harmful", refuse)
-    monkeypatch.setattr(doctor, "_up", lambda _: importlib.import_module("no_such_module"))
+    monkeypatch.setattr(topology, "check", lambda _: importlib.import_module("no_such_module"))
     says("offloads", PROBLEM, "its offloads cannot be read: why")
     assert not found("offloads")[0][1].startswith(SENSOR)
-    says("interface", PROBLEM, "No module named 'no_such_module'")
+    says("place", PROBLEM, "No module named 'no_such_module'")
     assert found("packets")
 
 

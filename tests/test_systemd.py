@@ -262,6 +262,18 @@ def test_attached_at_boot_before_zeek(booted: Booted) -> None:
     booted.wait_until("the publisher started", lambda: booted.state(systemd.PUBLISHER) == "active")
 
 
+def test_units_go_by_the_kernels_own_name(booted: Booted) -> None:
+    """Which is what systemd waits for; settings may stand under an alternative one."""
+    booted.do("ip", "link", "property", "add", "dev", "mon0", "altname", "mirror-of-the-switch")
+    booted.write("/etc/xdp-erm.yaml", "interfaces: {mirror-of-the-switch: {vlan: strip}}")
+    assert "enabled xdp-erm@mon0.service, xdp-erm-publish.service" in booted.xdp_erm("systemd", "install", "--now")
+    assert booted.attached()["mon0"]["config"]["vlan"] == "strip"
+    done = booted.run(str(XDP_ERM), "systemd", "install", "somewhere-else-on-the-switch")
+    assert (done.returncode, done.stderr) == (
+        1, "xdp-erm: somewhere-else-on-the-switch: there is no such interface now, and systemd can only wait for an "
+           "interface by its own name: name that, or install once it is there\n")
+
+
 def test_reload_swaps_and_stop_detaches(booted: Booted) -> None:
     booted.write("/etc/xdp-erm.yaml", "interfaces: {mon0: {vlan: strip}}")
     booted.xdp_erm("systemd", "install", "--now")

@@ -196,14 +196,19 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _configured(args: argparse.Namespace) -> dict[str, config.InterfaceConfig]:
-    """The interfaces that a command is for, each with its effective configuration."""
+    """The interfaces that a command is for, by the kernel's names where they are there, each with its effective
+    configuration."""
+    from .kernel.links import Links
     configuration = config.load(args.config)
     names = config.check_interface_names(args.interfaces) or list(configuration.interfaces)
     if not names:
         raise UsageError("no interface: name one, or put it under `interfaces` in "
                          f"{args.config or config.DEFAULT_PATH}")
     overrides = _overrides(args)
-    return {name: configuration.of(name, overrides) for name in names}
+    with Links() as links:
+        known = {name: link.names for link in links for name in link.names}
+    interfaces = dict.fromkeys(known.get(name, (name,)) for name in names)
+    return {names[0]: configuration.of(names, overrides) for names in interfaces}
 
 
 def _each(names: Any, act: Any) -> int:

@@ -27,6 +27,7 @@ DEFAULT_PATH = Path("/etc/xdp-erm.yaml")
 MODES = ("auto", "native", "generic")
 SPREADS = ("none", "auto", "rps", "cpumap")
 LONGEST_QUEUE = 16384  # what the kernel allows a cpumap's queue, in frames
+LONGEST_OWN_NAME, LONGEST_NAME = 15, 127  # of an interface, in bytes; the latter are alternative ones (uapi linux/if.h)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +191,8 @@ def check(key: str, value: Any) -> Any:
 
 
 def check_interface_name(name: Any) -> str:
-    """The name, if Linux would take it for an interface (1 to 15 bytes, no slash, colon or space)."""
-    if not isinstance(name, str) or not 1 <= len(name.encode()) <= 15 or name in (".", "..") or \
+    """The name, if Linux would take it for an interface (1 to 127 bytes, no slash, colon or space)."""
+    if not isinstance(name, str) or not 1 <= len(name.encode()) <= LONGEST_NAME or name in (".", "..") or \
             any(character in "/:\0" or character.isspace() for character in name):
         raise ValueError(f"{name!r} is not an interface name")
     return name
@@ -214,15 +215,20 @@ class Configuration:
     depths: dict[str | None, str] = dataclasses.field(default_factory=dict)
     """Where the file says `depth`: FILE:LINE by interface; of None: for all."""
 
-    def of(self, name: str, overrides: dict[str, Any]) -> InterfaceConfig:
-        """The settings of interface `name`, with the command line's (canonical) over them.
+    def of(self, names: tuple[str, ...], overrides: dict[str, Any]) -> InterfaceConfig:
+        """The settings of the interface that goes by these names, with the command line's (canonical) over them.
 
-        UsageError: ERM within ERM is to be peeled, whoever sent it, and every mirrored host can.
+        UsageError: it stands there under two of them; ERM within ERM is to be peeled, whoever sent it, and every
+        mirrored host can.
         """
-        settings = dataclasses.replace(self.interfaces.get(name, self.defaults), **overrides)
+        found = [name for name in names if name in self.interfaces]
+        if len(found) > 1:
+            raise UsageError(f"interfaces: {' and '.join(found)} are names of one interface: keep one of them")
+        named = found[0] if found else None
+        settings = dataclasses.replace(self.interfaces[named] if named else self.defaults, **overrides)
         if settings.depth > 1 and not settings.sources:
             where = "argument --depth" if "depth" in overrides else \
-                f"{self.depths.get(name, self.depths.get(None))}: depth"
+                f"{self.depths.get(named, self.depths.get(None))}: depth"
             raise UsageError(f"{where}: {settings.depth} needs `sources`, the switches' addresses (--source): every "
                              "mirrored host can send ERM, too, and would put frames of its own before Zeek")
         return settings

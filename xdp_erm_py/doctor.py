@@ -7,7 +7,6 @@ import importlib.util
 import json
 import platform
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 from . import config, shared, systemd
 from .errors import XdpErmError
-from .interface import attached, attachment, isolation, nic, programs, spread, stats
+from .interface import attached, attachment, isolation, nic, programs, spread, stats, topology
 from .interface.attached import Attachment
 from .kernel import privileges
 from .kernel.links import Link, Links
@@ -32,8 +31,6 @@ LEAST_KERNEL = (5, 10)
 
 # Mirrored traffic pauses, but hardly so long; the same as XDP_ERM::session_silence.
 SILENCE = 300  # seconds
-
-_IFF_UP = 1  # uapi linux/if.h
 
 # Packets of a kind that are worth a word: as a share of all ERM.
 SHARE = 0.01
@@ -117,9 +114,14 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
         if not names:
             yield Finding(None, "interfaces", PROBLEM, "no interface: name one, or put it under `interfaces` in "
                                                        f"{file or config.DEFAULT_PATH}")
+        examined = set()
         for name in dict.fromkeys(names):
             try:
-                patient = _patient(links.find(name), configuration, known)
+                link = links.find(name)
+                if link.index in examined:
+                    continue  # under another name
+                examined.add(link.index)
+                patient = _patient(link, configuration, known)
             except (OSError, XdpErmError) as error:
                 yield Finding(name, "interface", PROBLEM, _without(name, error))
                 continue
@@ -131,7 +133,7 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
 def _patient(link: Link, configuration: config.Configuration, known: bool) -> Patient:
     ours = attached.attachment_of(link) if known else None
     if ours is None:
-        return Patient(link, configuration.of(link.name, {}).as_dict(), None, {})
+        return Patient(link, configuration.of(link.names, {}).as_dict(), None, {})
     settings = {**config.InterfaceConfig().as_dict(), **ours.state["config"]}
     return Patient(link, settings, ours, stats.read(ours))
 
@@ -195,45 +197,60 @@ def publisher() -> Iterator[Result]:
 # An interface
 
 def interface(patient: Patient) -> Iterator[Result]:
-    up, carrier = _up(patient.link)
-    if not up:
+    if not patient.link.up:
         yield Result(PROBLEM, f"it is down: `ip link set dev {patient.link.name} up`")
-    elif not carrier:
+    elif not patient.link.carrier:
         yield Result(PROBLEM, "it has no carrier: is the cable in, and the other end up?")
     else:
         yield Result(OK, "it is up")
 
 
+def place(patient: Patient) -> Iterator[Result]:
+    try:
+        topology.check(patient.link)
+    except XdpErmError as error:
+        yield Result(PROBLEM, _without(patient.link.name, error))
+        return
+    if patient.settings["isolate"]:
+        with Links() as links:
+            for line in topology.starved(links, patient.link):
+                yield Result(WARNING, line)
+
+
 def address(patient: Patient) -> Iterator[Result]:
-    addresses = _addresses(patient.link)
+    with Links() as links:
+        addresses = links.addresses(patient.link)
     if not addresses:
         yield Result(WARNING, "it has no IPv4 address: a switch suspends a mirror session when nobody answers its ARP "
                               "requests, so give the interface the address that the session names")
     else:
-        yield Result(OK, f"it has the address {', '.join(addresses)}")
+        obstacle = _no_arp(patient.link)
+        told = f"it has the address {', '.join(addresses)}"
+        yield Result(WARNING, f"{told}, but {obstacle}; a switch suspends a mirror session when nobody answers its ARP "
+                              "requests") if obstacle else Result(OK, told)
     targets = patient.settings["targets"]
     if targets and addresses and not set(targets) & set(addresses):
         yield Result(WARNING, f"none of its addresses is in `targets` ({', '.join(targets)}), so ERM to them is not "
                               "taken: add the one that the mirror sessions name")
 
 
-def _up(link: Link) -> tuple[bool, bool]:
-    """Whether it is up, and whether it has a carrier."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-    with IPRoute() as route:
-        try:
-            found = route.get_links(link.index)[0]
-        except NetlinkError as error:
-            raise OSError(error.code, "it went away") from None
-        return bool(found["flags"] & _IFF_UP), bool(found.get_attr("IFLA_CARRIER"))
+def _no_arp(link: Link) -> str | None:
+    """Why nobody answers ARP requests for its addresses; None: the host does."""
+    if not link.answers_arp:
+        return f"ARP is off on it: `ip link set dev {link.name} arp on`"
+    for where in (link.name, "all"):
+        ignored = f"net/ipv4/conf/{where}/arp_ignore"
+        if _sysctl(ignored) == "8":  # below that the interface's own addresses are answered for
+            return f"the host answers no ARP requests: `sysctl -w {ignored}=0`"
+    return None
 
 
-def _addresses(link: Link) -> list[str]:
-    """Its IPv4 addresses."""
-    from pyroute2 import IPRoute
-    with IPRoute() as route:
-        return [message.get_attr("IFA_LOCAL") for message in route.get_addr(family=socket.AF_INET, index=link.index)]
+def _sysctl(name: str) -> str | None:
+    """The kernel's setting, in this network namespace; None: it has none."""
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except OSError:
+        return None
 
 
 def mtu(patient: Patient) -> Iterator[Result]:
@@ -387,6 +404,6 @@ def _minutes(duration: float) -> str:
 
 HOST_CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (kernel, rights, modules, publisher)
 #: Of any interface.
-LINK_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (interface, address, mtu, allow_lists)
+LINK_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (interface, place, address, mtu, allow_lists)
 #: Of one that our program is attached to.
 PROGRAM_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (mode, isolated, offloads, packets, queues, reports)

@@ -105,7 +105,7 @@ class Host(NamedTuple):
     """What was found on a host."""
 
     interfaces: dict[str, Any]
-    """Where xdp-erm is attached: `xdp-erm status` by interface."""
+    """Where xdp-erm is attached: `xdp-erm status` by interface, under each of its names."""
     publishing: bool
     problem: str | None = None
     """Why nothing is known."""
@@ -522,7 +522,9 @@ class XdpErm(ZeekControl.plugin.Plugin):
         for node, outcome in zip(nodes, self._run([(node, script) for node in nodes])):
             if outcome.success:
                 status, publishing = map(json.loads, outcome.output.splitlines())
-                hosts[node.addr] = Host({found["name"]: found for found in status["interfaces"]}, publishing)
+                interfaces = {name: found for found in status["interfaces"]
+                              for name in (found["name"], *found["other_names"])}
+                hosts[node.addr] = Host(interfaces, publishing)
             else:
                 hosts[node.addr] = Host({}, False, outcome.output)
         return hosts

@@ -14,14 +14,14 @@ from ..kernel import bpf
 from ..kernel.links import Link, Links
 from ..kernel.netlink import Refused
 from ..kernel.privileges import require_to_change
-from . import isolation, nic, spread
+from . import isolation, nic, spread, topology
 from .attached import STATE_MAP, Attachment, attachment_of, find, now, write_state
 from .journal import Journal, exclusive
 from .programs import Candidate, NoFrags, Programs, candidates_for
 
 
 def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]:
-    """Attaches xdp-erm to interface `name`, or brings what is attached to `config`.
+    """Attaches xdp-erm to interface `name` (an alternative one will do), or brings what is attached to `config`.
 
     Returns a line for each thing that was done. Raises XdpErmError; then the interface is as it was before, unless it
     says otherwise or an offload that came on with the program cannot be turned off. `force` replaces another's program.
@@ -29,11 +29,14 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
     require_to_change()
     with exclusive() as journal, Links() as links:
         link, mended = _mend(journal, links, name)
+        name = link.name
         current = attachment_of(link)
         if link.program_id is not None and current is None and not force:
             raise foreign(link)
-        mode, said = _mode(link, config)
-        said = mended + said
+        topology.check(link)
+        said = mended if link.program_id is not None else [*mended, *topology.conflicts(links, link)]
+        mode, chosen = _mode(link, config)
+        said += chosen
         candidates = candidates_for(link, current, config, mode)
         kept = current.state if current else {
             "attached_at": now(), "since_boot": time.clock_gettime(time.CLOCK_BOOTTIME), "nic": {}}
@@ -61,6 +64,7 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
                     said += _put(opened, links, link, current, candidates, programs)
                 if config.isolate:
                     isolation.retire(link)
+                    said += [f"{name}: warning: {line}" for line in topology.starved(links, link)]
                 else:
                     said += isolation.release(link)
             except BaseException as error:  # Ctrl-C as well
@@ -104,7 +108,7 @@ def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:
         link = links.find(name)
     journal.end(link)
     if undone:
-        undone.insert(0, f"{name}: a command before was killed half-way; what it had changed is undone first")
+        undone.insert(0, f"{link.name}: a command before was killed half-way; what it had changed is undone first")
     return link, undone
 
 
@@ -169,7 +173,10 @@ def _attach(links: Links, link: Link, candidates: list[Candidate], programs: Pro
             if replaced is not None:
                 raise _not_replaced(link, refused) from None
             if refused.code in (errno.EBUSY, errno.EEXIST):
-                raise XdpErmError(f"{link.name}: somebody else attached an XDP program just now: try again") from None
+                if links.find(link.name).program_id is not None:
+                    raise XdpErmError(f"{link.name}: somebody else attached an XDP program just now: try "
+                                      "again") from None
+                raise XdpErmError(f"{link.name}: XDP is refused: {refused}") from None
             if not candidate.frags:  # why without them is what there is to tell
                 refusal = refused
     mode = candidates[-1].mode
@@ -182,6 +189,7 @@ def detach(name: str) -> list[str]:
     require_to_change()
     with exclusive() as journal, Links() as links:
         link, mended = _mend(journal, links, name)
+        name = link.name
         current = attachment_of(link)
         if current is None:
             # Somebody else took the program off, or a command was killed half-way: the filter may be left.

@@ -39,10 +39,10 @@ def _attachments(links: Links, name: str | None) -> list[Attachment]:
 def describe(attachment: Attachment) -> dict[str, Any]:
     """The part of an interface's report that is not counted."""
     return {
-        "name": attachment.link.name, "ifindex": attachment.link.index, "mode": attachment.mode,
-        "program_id": attachment.program_id, "attached_at": attachment.state["attached_at"],
-        "since_boot": attachment.state.get("since_boot"), "config": attachment.state["config"],
-        "spread": attachment.state.get("spread"),
+        "name": attachment.link.name, "other_names": list(attachment.link.other_names),
+        "ifindex": attachment.link.index, "mode": attachment.mode, "program_id": attachment.program_id,
+        "attached_at": attachment.state["attached_at"], "since_boot": attachment.state.get("since_boot"),
+        "config": attachment.state["config"], "spread": attachment.state.get("spread"),
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .. import config
 from ..errors import UsageError, XdpErmError
+from ..kernel.links import Links
 from ..printable import say
 from ..publish import lock
 
@@ -59,6 +60,11 @@ def _install(args: argparse.Namespace) -> None:
     names = config.check_interface_names(args.interfaces) or list(configuration.interfaces)
     if not names:
         raise UsageError(f"no interface: name one, or put it under `interfaces` in {config.DEFAULT_PATH}")
+    names, absent = _present(names)
+    for name in absent:
+        if len(name.encode()) > config.LONGEST_OWN_NAME:
+            raise XdpErmError(f"{name}: there is no such interface now, and systemd can only wait for an interface by "
+                              "its own name: name that, or install once it is there")
     texts = {unit: unit_text(unit, _command()) for unit in UNITS}
     changed = [unit for unit, text in texts.items() if _read_ours(unit) != text]
     for unit in changed:
@@ -67,7 +73,6 @@ def _install(args: argparse.Namespace) -> None:
     units = [_instance(name) for name in names]
     _systemctl("enable", *units, PUBLISHER)  # which also has systemd read its files again
     say(f"enabled {', '.join([*units, PUBLISHER])}")
-    absent = [name for name in names if not Path("/sys/class/net", name).exists()]
     for name in absent:
         say(f"{name}: there is no such interface now; its unit starts when it appears")
     if args.now:
@@ -79,9 +84,17 @@ def _install(args: argparse.Namespace) -> None:
             say(f"{lock.describe(lock.DEFAULT)} that {PUBLISHER} did not start: it takes over when that one ends")
 
 
+def _present(names: list[str]) -> tuple[list[str], list[str]]:
+    """The interfaces by the kernel's own names, which systemd's units go by, and those of them that are not there."""
+    with Links() as links:
+        known = {name: link.name for link in links for name in link.names}
+    absent = [name for name in names if name not in known]
+    return list(dict.fromkeys(known.get(name, name) for name in names)), absent
+
+
 def _remove(args: argparse.Namespace) -> None:
     ours = [unit for unit in UNITS if _read_ours(unit) is not None]
-    names = config.check_interface_names(args.interfaces)
+    names, _ = _present(config.check_interface_names(args.interfaces))
     if names and TEMPLATE in ours:
         for unit in map(_instance, names):
             _systemctl("disable", "--now", unit)

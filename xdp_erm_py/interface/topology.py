@@ -1,0 +1,83 @@
+"""What interfaces are made of and are a part of: which others frames pass before, and which get them afterwards."""
+
+from __future__ import annotations
+
+from ..errors import XdpErmError
+from ..kernel.links import ETHERNET, LOOPBACK, Link, Links
+
+#: Kinds that take their frames from the interface which they stand on.
+_STANDING = ("ipvlan", "ipvtap", "macvlan", "macvtap", "vlan")
+#: Kinds whose parts the driver itself runs a program on.
+_BONDS = ("bond", "team")
+
+#: Kinds that have an Ethernet header, and receive nothing that XDP could see; and why.
+_NOTHING_RECEIVED = {
+    "dummy": "receives no frames; what is sent into it goes to taps only",
+    "ifb": "receives no frames; those redirected to it go on as frames of the interface that they came from",
+    "vrf": "receives no frames; they stay those of the interfaces in it",
+}
+
+
+def check(link: Link) -> None:
+    """XdpErmError: no XDP program sees mirrored frames on such an interface."""
+    what = f"this {link.kind} interface" if link.kind else "this interface"
+    if link.type not in (ETHERNET, LOOPBACK):
+        reason = f"has no Ethernet header (link type {link.type}), and mirrored frames come in one"
+    elif link.kind in _NOTHING_RECEIVED:
+        reason = _NOTHING_RECEIVED[link.kind]
+    else:
+        return
+    raise XdpErmError(f"{link.name}: {what} {reason}: attach to the interface that the switch's frames come in on")
+
+
+def below(links: Links, link: Link) -> list[Link]:
+    """The interfaces that its frames come from: a bond's, a team's or a bridge's, what a VLAN stands on, and theirs."""
+    everything = list(links)
+    found: list[Link] = []
+    upper = [link]
+    while upper:
+        each = upper.pop()
+        for other in everything:
+            stood_on = each.kind in _STANDING and each.lower == other.index
+            if (stood_on or other.master == each.index) and other not in (link, *found):
+                found.append(other)
+                upper.append(other)
+    return found
+
+
+def above(links: Links, link: Link) -> list[Link]:
+    """The interfaces that get frames from it: the bond, team or bridge it is a part of, and VLANs that stand on it."""
+    return [other for other in links
+            if other.index == link.master or (other.kind in _STANDING and other.lower == link.index)]
+
+
+def conflicts(links: Links, link: Link) -> list[str]:
+    """Before attaching: a line for each program below it that comes before ours.
+
+    XdpErmError: with those there are the kernel does not allow one here.
+    """
+    for other in above(links, link):
+        if other.program_id is not None:
+            raise XdpErmError(f"{link.name}: {_called(other)}, which gets its frames, has an XDP program, and the "
+                              "kernel allows one of the two: use that, or free it first (`xdp-erm detach "
+                              f"{other.name}`)")
+    said = []
+    for other in below(links, link):
+        if other.program_id is None:
+            continue
+        if link.kind in _BONDS:
+            raise XdpErmError(f"{link.name}: {_called(other)}, a part of it, has an XDP program, and the kernel allows "
+                              f"one of the two: free it first (`xdp-erm detach {other.name}`)")
+        said.append(f"{link.name}: warning: {_called(other)} below it has an XDP program, which sees frames first: "
+                    f"capture from {other.name}, or free it (`xdp-erm detach {other.name}`)")
+    return said
+
+
+def starved(links: Links, link: Link) -> list[str]:
+    """What is to be said of each interface that gets no decapsulated frames, as this one keeps them to its own taps."""
+    return [f"{_called(other)}, which gets its frames, gets no decapsulated ones: attach to {other.name} if Zeek "
+            "captures there" for other in above(links, link)]
+
+
+def _called(link: Link) -> str:
+    return f"{link.kind} {link.name}" if link.kind else link.name
