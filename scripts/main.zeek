@@ -22,8 +22,8 @@ export {
 	## The UDP ports that carry ERM: the same as configured for the XDP program.
 	const ports: set[port] = { 7932/udp } &redef;
 
-	## The form of the events below. A report of another version is refused.
-	const protocol_version = 1;
+	## The form of the events below. A report of another version is refused. Another counter is no other form.
+	const protocol_version = 2;
 
 	## Where publishers send reports to, and where they wait for the acknowledgement.
 	const report_topic = "zeek.xdp_erm.report";
@@ -35,35 +35,6 @@ export {
 		packets: count &log;
 		## Bytes of their frames as they arrived, wrapping included.
 		bytes: count &log;
-	};
-
-	## The counters of the XDP program. Every packet has exactly one of the first nine verdicts; the last three are
-	## notes on packets whose verdict was ``decapsulated``.
-	type Counters: record {
-		## The wrapping was removed.
-		decapsulated: Counter &log;
-		## Not ERM: passed on untouched, as with all verdicts that follow.
-		other: Counter &log;
-		## The first fragment of an ERM datagram, which XDP cannot reassemble.
-		fragment: Counter &log;
-		## The bytes end before what the headers promise or ERM needs.
-		truncated: Counter &log;
-		## Header fields contradict each other.
-		malformed: Counter &log;
-		## The outer source is not on the allow list.
-		foreign_source: Counter &log;
-		## The outer destination is not on the allow list.
-		foreign_target: Counter &log;
-		## A kernel helper refused.
-		failed: Counter &log;
-		## The driver has no room for the mark that keeps the frame out of the host.
-		unmarked: Counter &log;
-		## ERM within ERM: more than one level was removed.
-		nested: Counter &log;
-		## The frame that is left is ERM itself: deeper than configured, or not from an allowed source.
-		nested_refused: Counter &log;
-		## The mirrored IP packet is longer than what came of it: the mirror session truncates.
-		inner_truncated: Counter &log;
 	};
 
 	## What one switch session sent in an interval.
@@ -98,30 +69,14 @@ export {
 		attached_at: time;
 		## The length of the interval: since the last report, or since the program was attached.
 		ts_delta: interval;
-		counters: Counters;
-		## Packets that the interface received and the host dropped, where known.
-		host_drops: count &optional;
-		## Decapsulated packets that the queues to other CPUs had no room for, where they are spread so (``cpumap``).
-		queue_drops: count &optional;
+		## By verdict, of which every packet has exactly one: those of :zeek:see:`XDP_ERM::Info`, and what a newer
+		## publisher has besides.
+		verdicts: table[string] of Counter;
+		## Notes on packets whose verdict was ``decapsulated``, likewise.
+		notes: table[string] of Counter;
+		## What was counted elsewhere than in the program, likewise. What is not known is not there.
+		others: table[string] of count;
 		## The sessions that sent something in the interval.
-		sessions: vector of Session;
-	};
-
-	## A report as it comes. Not meant to be extended: its fields are what the publisher sends.
-	type ReportMessage: record {
-		## As in :zeek:see:`XDP_ERM::Report`, as all but the counters.
-		version: count;
-		sequence: count;
-		ts: time;
-		host: string;
-		interface: string;
-		mode: string;
-		attached_at: time;
-		ts_delta: interval;
-		## In the order in which they came to be. An older publisher has fewer of them, a newer one may have more.
-		counters: vector of Counter;
-		host_drops: count &optional;
-		queue_drops: count &optional;
 		sessions: vector of Session;
 	};
 
@@ -146,18 +101,29 @@ export {
 		mode: string &log;
 		## The length of the interval.
 		ts_delta: interval &log;
-		## The counters, as in :zeek:see:`XDP_ERM::Counters`.
+		## The wrapping was removed.
 		decapsulated: Counter &log;
+		## Not ERM: passed on untouched, as with all verdicts that follow.
 		other: Counter &log;
+		## The first fragment of an ERM datagram, which XDP cannot reassemble.
 		fragment: Counter &log;
+		## The bytes end before what the headers promise or ERM needs.
 		truncated: Counter &log;
+		## Header fields contradict each other.
 		malformed: Counter &log;
+		## The outer source is not on the allow list.
 		foreign_source: Counter &log;
+		## The outer destination is not on the allow list.
 		foreign_target: Counter &log;
+		## A kernel helper refused.
 		failed: Counter &log;
+		## The driver has no room for the mark that keeps the frame out of the host.
 		unmarked: Counter &log;
+		## Of the decapsulated: ERM within ERM, more than one level was removed.
 		nested: Counter &log;
+		## Of the decapsulated: the frame that is left is ERM itself, deeper than configured or not from an allowed source.
 		nested_refused: Counter &log;
+		## Of the decapsulated: the mirrored IP packet is longer than what came of it, the mirror session truncates.
 		inner_truncated: Counter &log;
 		## How many switch sessions sent something.
 		sessions: count &log;
@@ -196,7 +162,7 @@ export {
 	global log_xdp_erm_sessions: event(rec: SessionInfo);
 
 	## From a publisher: the counts of one interface in one interval.
-	global report: event(m: ReportMessage);
+	global report: event(r: Report);
 
 	## From a publisher, right before a report: who sent most of the foreign packets in it. An event of its own, so that
 	## packages and publishers of versions without it can still exchange reports. It is not acknowledged.
@@ -224,6 +190,9 @@ export {
 
 	## Each loss of a program, once, on the node that logs.
 	global program_detached: hook(ts: time, host: string, interface: string, present: bool);
+
+	## A counter of a report by name; nothing counted, where the publisher does not know it.
+	global counted: function(counters: table[string] of Counter, name: string): Counter;
 }
 
 # The latest report of each interface and publisher: one that missed our acknowledgement sends it again. Entries go
@@ -260,32 +229,6 @@ function accept(version: count, host: string, iface: string, sequence: count): b
 	return T;
 	}
 
-# The counter at a place of a report. What an older publisher does not know is 0.
-function counter_at(m: ReportMessage, place: count): Counter
-	{
-	if ( place < |m$counters| )
-		return m$counters[place];
-
-	return Counter($packets=0, $bytes=0);
-	}
-
-function report_of(m: ReportMessage): Report
-	{
-	local r = Report($version=m$version, $sequence=m$sequence, $ts=m$ts, $host=m$host, $interface=m$interface,
-	                 $mode=m$mode, $attached_at=m$attached_at, $ts_delta=m$ts_delta, $sessions=m$sessions,
-	                 $counters=Counters($decapsulated=counter_at(m, 0), $other=counter_at(m, 1),
-	                                    $fragment=counter_at(m, 2), $truncated=counter_at(m, 3),
-	                                    $malformed=counter_at(m, 4), $foreign_source=counter_at(m, 5),
-	                                    $foreign_target=counter_at(m, 6), $failed=counter_at(m, 7),
-	                                    $nested=counter_at(m, 8), $inner_truncated=counter_at(m, 9),
-	                                    $unmarked=counter_at(m, 10), $nested_refused=counter_at(m, 11)));
-	if ( m?$host_drops )
-		r$host_drops = m$host_drops;
-	if ( m?$queue_drops )
-		r$queue_drops = m$queue_drops;
-	return r;
-	}
-
 function write_sessions(r: Report)
 	{
 	for ( _, session in r$sessions )
@@ -295,30 +238,38 @@ function write_sessions(r: Report)
 		                                     $last_seen=session$last_seen));
 	}
 
-event report(m: ReportMessage)
+function counted(counters: table[string] of Counter, name: string): Counter
 	{
-	if ( ! accept(m$version, m$host, m$interface, m$sequence) )
+	return name in counters ? counters[name] : Counter($packets=0, $bytes=0);
+	}
+
+event report(r: Report)
+	{
+	if ( ! accept(r$version, r$host, r$interface, r$sequence) )
 		return;
 
-	local r = report_of(m);
-	local c = r$counters;
 	local info = Info($ts=r$ts, $host=r$host, $interface=r$interface, $mode=r$mode, $ts_delta=r$ts_delta,
-	                  $decapsulated=c$decapsulated, $other=c$other, $fragment=c$fragment, $truncated=c$truncated,
-	                  $malformed=c$malformed, $foreign_source=c$foreign_source, $foreign_target=c$foreign_target,
-	                  $failed=c$failed, $unmarked=c$unmarked, $nested=c$nested,
-	                  $nested_refused=c$nested_refused, $inner_truncated=c$inner_truncated,
+	                  $decapsulated=counted(r$verdicts, "decapsulated"), $other=counted(r$verdicts, "other"),
+	                  $fragment=counted(r$verdicts, "fragment"), $truncated=counted(r$verdicts, "truncated"),
+	                  $malformed=counted(r$verdicts, "malformed"),
+	                  $foreign_source=counted(r$verdicts, "foreign_source"),
+	                  $foreign_target=counted(r$verdicts, "foreign_target"), $failed=counted(r$verdicts, "failed"),
+	                  $unmarked=counted(r$verdicts, "unmarked"), $nested=counted(r$notes, "nested"),
+	                  $nested_refused=counted(r$notes, "nested_refused"),
+	                  $inner_truncated=counted(r$notes, "inner_truncated"),
 	                  $sessions=|r$sessions|);
 
-	local erm = c$decapsulated$packets + c$fragment$packets + c$truncated$packets + c$malformed$packets +
-	            c$foreign_source$packets + c$foreign_target$packets + c$failed$packets +
-	            c$unmarked$packets;
+	local erm = 0;
+	for ( verdict, counter in r$verdicts )
+		if ( verdict != "other" )
+			erm += counter$packets;
 	if ( erm > 0 )
-		info$decapsulated_share = 1.0 * c$decapsulated$packets / erm;
+		info$decapsulated_share = 1.0 * info$decapsulated$packets / erm;
 
-	if ( r?$host_drops )
-		info$host_drops = r$host_drops;
-	if ( r?$queue_drops )
-		info$queue_drops = r$queue_drops;
+	if ( "host_drops" in r$others )
+		info$host_drops = r$others["host_drops"];
+	if ( "queue_drops" in r$others )
+		info$queue_drops = r$others["queue_drops"];
 
 	Log::write(LOG, info);
 	write_sessions(r);

@@ -133,8 +133,7 @@ hook reported(r: Report)
 	if ( r$ts_delta <= 0sec )
 		return;
 
-	local c = r$counters;
-	local malformed = rate(c$malformed$packets + c$truncated$packets, r);
+	local malformed = rate(counted(r$verdicts, "malformed")$packets + counted(r$verdicts, "truncated")$packets, r);
 	if ( malformed > malformed_rate )
 		NOTICE(Notice::Info($note=Malformed_Traffic,
 		                    $msg=fmt("%.1f malformed or truncated packets a second on %s of %s: check the MTU along the " +
@@ -142,7 +141,8 @@ hook reported(r: Report)
 		                             malformed, r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 
-	local foreign = rate(c$foreign_source$packets + c$foreign_target$packets, r);
+	local foreign = rate(counted(r$verdicts, "foreign_source")$packets +
+	                     counted(r$verdicts, "foreign_target")$packets, r);
 	if ( foreign > foreign_rate )
 		{
 		local notice = Notice::Info($note=Foreign_Traffic,
@@ -155,19 +155,23 @@ hook reported(r: Report)
 		NOTICE(notice);
 		}
 
-	if ( c$nested$packets + c$nested_refused$packets > 0 )
+	local nested = counted(r$notes, "nested")$packets;
+	local refused = counted(r$notes, "nested_refused")$packets;
+	if ( nested + refused > 0 )
 		NOTICE(Notice::Info($note=Nested_Traffic,
 		                    $msg=fmt("Mirrored frames on %s of %s are ERM themselves (%d unwrapped, %d left wrapped): if a " +
 		                             "switch of yours sends them, add it to sources and set depth; else find the host " +
 		                             "in tunnel.log that hides its traffic so",
-		                             r$interface, r$host, c$nested$packets, c$nested_refused$packets),
+		                             r$interface, r$host, nested, refused),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 
-	if ( c$inner_truncated$packets > truncated_share * c$decapsulated$packets )
+	local cut = counted(r$notes, "inner_truncated")$packets;
+	local decapsulated = counted(r$verdicts, "decapsulated")$packets;
+	if ( cut > truncated_share * decapsulated )
 		NOTICE(Notice::Info($note=Truncating_Session,
 		                    $msg=fmt("%d of %d mirrored frames on %s of %s are cut: raise the MTU along the path to " +
 		                             "1554 or more and take \"truncation\" off the mirror session",
-		                             c$inner_truncated$packets, c$decapsulated$packets, r$interface, r$host),
+		                             cut, decapsulated, r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 	}
 

@@ -28,7 +28,7 @@ global notes_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
     $name="xdp-erm-noted-packets",
     $unit="",
     $label_names=vector("host", "interface", "note"),
-    $help_text="Decapsulated packets that were nested, are ERM still, or whose inner packet was truncated",
+    $help_text="Decapsulated packets of which there is something to note, by what it is",
 ));
 
 global host_drops_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
@@ -57,36 +57,20 @@ global sessions_family = Telemetry::register_gauge_family(Telemetry::MetricOpts(
 
 hook reported(r: Report)
 	{
-	local c = r$counters;
-	local verdicts: table[string] of Counter = {
-		["decapsulated"] = c$decapsulated,
-		["other"] = c$other,
-		["fragment"] = c$fragment,
-		["truncated"] = c$truncated,
-		["malformed"] = c$malformed,
-		["foreign_source"] = c$foreign_source,
-		["foreign_target"] = c$foreign_target,
-		["failed"] = c$failed,
-		["unmarked"] = c$unmarked,
-	};
-
-	for ( verdict, counter in verdicts )
+	for ( verdict, counter in r$verdicts )
 		{
 		Telemetry::counter_family_inc(packets_family, vector(r$host, r$interface, verdict), counter$packets);
 		Telemetry::counter_family_inc(bytes_family, vector(r$host, r$interface, verdict), counter$bytes);
 		}
 
-	Telemetry::counter_family_inc(notes_family, vector(r$host, r$interface, "nested"), c$nested$packets);
-	Telemetry::counter_family_inc(notes_family, vector(r$host, r$interface, "nested_refused"),
-	                              c$nested_refused$packets);
-	Telemetry::counter_family_inc(notes_family, vector(r$host, r$interface, "inner_truncated"),
-	                              c$inner_truncated$packets);
+	for ( note, noted in r$notes )
+		Telemetry::counter_family_inc(notes_family, vector(r$host, r$interface, note), noted$packets);
 
-	if ( r?$host_drops )
-		Telemetry::counter_family_inc(host_drops_family, vector(r$host, r$interface), r$host_drops);
+	if ( "host_drops" in r$others )
+		Telemetry::counter_family_inc(host_drops_family, vector(r$host, r$interface), r$others["host_drops"]);
 
-	if ( r?$queue_drops )
-		Telemetry::counter_family_inc(queue_drops_family, vector(r$host, r$interface), r$queue_drops);
+	if ( "queue_drops" in r$others )
+		Telemetry::counter_family_inc(queue_drops_family, vector(r$host, r$interface), r$others["queue_drops"]);
 
 	Telemetry::gauge_family_set(sessions_family, vector(r$host, r$interface), |r$sessions|);
 	}

@@ -18,6 +18,7 @@ from . import shared
 from .config import cpu_list
 from .interface import stats as reading
 from .printable import printable, say
+from .program.counters import BY_NAME
 
 _NOTHING = "xdp-erm is not attached to any interface of this network namespace"
 
@@ -30,9 +31,9 @@ _GOOD, _BAD, _PLAIN = "green", "yellow", ""
 
 
 def _style(counter: str, packets: float) -> str:
-    if not packets or counter in ("other", "nested"):
-        return _PLAIN
-    return _GOOD if counter == "decapsulated" else _BAD
+    if packets and counter == "decapsulated":
+        return _GOOD
+    return _BAD if packets and BY_NAME[counter].cure else _PLAIN
 
 
 def _console() -> Console:

@@ -21,6 +21,7 @@ from .kernel.links import Link, Links
 from .modules import PACKAGES
 from .printable import printable, say
 from .program import compiler
+from .program.counters import COUNTERS
 from .publish import lock
 from .publish.publisher import KEEP_SECONDS
 from .publish.reports import seconds
@@ -32,20 +33,8 @@ LEAST_KERNEL = (5, 10)
 # Mirrored traffic pauses, but hardly so long; the same as XDP_ERM::session_silence.
 SILENCE = 300  # seconds
 
-# Packets of a kind that are worth a word: as a share of all ERM.
-SHARE = 0.01
-
-#: What to do about ERM that is not decapsulated, by verdict.
-CURES = {
-    "foreign_source": "its source is not in `sources`: add the switch, or find out who sends it",
-    "foreign_target": "its target is not in `targets`: add the address, or find out who sends it",
-    "fragment": "it comes in fragments, which XDP cannot reassemble: raise the MTU on its way to 1554 or more",
-    "truncated": "it is cut: raise the MTU on its way, and the interface's, to 1554 or more",
-    "malformed": "its headers contradict each other: find out who sends it, and whether it is ERM",
-    "failed": "a kernel helper refused, as for jumbo frames in several pieces with padding behind them",
-    "unmarked": "the driver has no room for the mark that keeps it out of the host, so that it stays wrapped: set "
-                "`mode: generic`, or `isolate: false`",
-}
+# As a share of the frames handed to other CPUs: more of them is worth a word.
+QUEUE_DROPS = 0.01
 
 
 class Result(NamedTuple):
@@ -340,20 +329,16 @@ def packets(patient: Patient) -> Iterator[Result]:
     elif not erm:
         yield Result(WARNING, f"none of {total} packets is ERM: `tcpdump -ni {patient.link.name} udp` shows whether "
                               "the switch sends, and to which port, which goes into `port`")
-    for verdict, cure in CURES.items():
-        if counted[verdict] > SHARE * erm:
-            senders = _senders(patient) if verdict.startswith("foreign") else ""
+    for counter in COUNTERS:
+        found, of = patient.counted["counters"][counter.name]["packets"], decapsulated if counter.is_note else erm
+        if not counter.cure or found <= counter.tolerated * of:
+            continue
+        if counter.is_note:
+            yield Result(WARNING, f"{found} of {of} mirrored frames are {counter.name}: {counter.cure}")
+        else:
+            senders = _senders(patient) if counter.name.startswith("foreign") else ""
             yield Result(WARNING if decapsulated else PROBLEM,
-                         f"{counted[verdict]} of {erm} ERM packets are not decapsulated ({verdict}): {cure}{senders}")
-    cut = patient.counted["counters"]["inner_truncated"]["packets"]
-    if cut > SHARE * decapsulated:
-        yield Result(WARNING, f"{cut} of {decapsulated} mirrored frames are cut: take `truncation` off the mirror "
-                              "session, and raise the MTU on its way to 1554 or more")
-    refused = patient.counted["counters"]["nested_refused"]["packets"]
-    if refused:
-        yield Result(WARNING, f"{refused} mirrored frames are ERM themselves and stay wrapped: if a switch of yours "
-                              "sends them, add it to `sources` and set `depth`; else a mirrored host does, and may "
-                              "hide its traffic so")
+                         f"{found} of {of} ERM packets are not decapsulated ({counter.name}): {counter.cure}{senders}")
 
 
 def _senders(patient: Patient) -> str:
@@ -371,7 +356,7 @@ def _silence(patient: Patient) -> Iterator[Result]:
 def queues(patient: Patient) -> Iterator[Result]:
     cpus = patient.counted["cpus"].values()
     steered, dropped = (sum(cpu[key] for cpu in cpus) for key in ("steered", "dropped"))
-    if dropped > SHARE * steered:
+    if dropped > QUEUE_DROPS * steered:
         yield Result(WARNING, f"{dropped} of {steered} packets found another CPU's queue full: more `spread_cpus`, "
                               "`spread_ports`, or a longer `spread_queue`")
 

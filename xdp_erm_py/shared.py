@@ -12,6 +12,12 @@ _header = (BPF_DIRECTORY / "shared.h").read_text()
 _numbers = {name: int(value) for name, value in re.findall(r"^#define (\w+) (\d+)$", _header, re.MULTILINE)}
 
 
+def _meanings(prefix: str) -> dict[str, str]:
+    """What the enumerators of one enum mean, by their names as _enumerators gives them."""
+    return {name.lower(): meaning for name, meaning in
+            re.findall(rf"^\t{prefix}_(\w+)(?: = \w+)?,\s*/\* (.*) \*/$", _header, re.MULTILINE)}
+
+
 def _enumerators(prefix: str) -> tuple[str, ...]:
     """The enumerators of one enum in their order, lower case, without the prefix and the closing *_COUNT."""
     names = re.findall(rf"^\t{prefix}_(\w+)[, ]", _header, re.MULTILINE)
@@ -33,5 +39,9 @@ VLAN_MODES = {name[5:].lower(): number for name, number in _numbers.items() if n
 #: One of these for each packet.
 VERDICTS = _enumerators("VERDICT")
 
-#: The names of the counters by their index in the kernel's map: the verdicts, then the notes beside `decapsulated`.
-COUNTERS = VERDICTS + _enumerators("NOTE")
+#: Counted beside the verdict `decapsulated`.
+NOTES = _enumerators("NOTE")
+
+#: The names of the counters by their index in the kernel's map.
+COUNTERS = VERDICTS + NOTES
+MEANINGS = {**_meanings("VERDICT"), **_meanings("NOTE")}

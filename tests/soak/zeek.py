@@ -92,7 +92,7 @@ class Zeek(threading.Thread):
         if name == events.FOREIGN_SENDERS:
             return None
         if name == events.REPORT:
-            _, sequence, _, host, interface, _, attached_at, _, counters, *_ = (
+            _, sequence, _, host, interface, _, attached_at, _, verdicts, notes, *_ = (
                 field["data"] for field in arguments[0])
         else:
             assert name == events.DETACHED
@@ -101,9 +101,9 @@ class Zeek(threading.Thread):
             self._last[host, interface, sequence >> 32] = sequence
             if name == events.REPORT:
                 self.reports += 1
-                for counter, pair in zip(events.COUNTERS, counters):
-                    for unit, value in enumerate(pair["data"]):
-                        self.logged[attached_at][counter, unit] += value["data"]
+                for entry in verdicts + notes:
+                    for unit, value in enumerate(entry["value"]["data"]):
+                        self.logged[attached_at][entry["key"]["data"], unit] += value["data"]
             else:
                 self.detached += 1
         return events.encode(events.ACKNOWLEDGEMENT_TOPIC, events.ACKNOWLEDGED, events.string(host),

@@ -30,6 +30,8 @@ def to_broker(value: dict[str, Any]) -> Any:
     data_type, data = value["@data-type"], value["data"]
     if data_type == "vector":
         return [to_broker(element) for element in data]
+    if data_type == "table":
+        return {to_broker(entry["key"]): to_broker(entry["value"]) for entry in data}
     if data_type == "port":
         number, _, protocol = data.partition("/")
         return broker.Port(int(number), getattr(broker.Port, protocol.upper()))

@@ -11,12 +11,7 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
-VERSION = 1
-
-#: The counters of a report, which knows them by their places: Zeek's package may know fewer of them, or more. So new
-#: ones come last, and none goes or changes places.
-COUNTERS = ("decapsulated", "other", "fragment", "truncated", "malformed", "foreign_source", "foreign_target",
-            "failed", "nested", "inner_truncated", "unmarked", "nested_refused")
+VERSION = 2
 
 REPORT_TOPIC = "zeek.xdp_erm.report"
 ACKNOWLEDGEMENT_TOPIC = "zeek.xdp_erm.acknowledgement"
@@ -65,6 +60,11 @@ def timespan(seconds: float) -> Value:
 
 def vector(values: Iterable[Value]) -> Value:
     return _typed("vector", list(values))
+
+
+def table(values: dict[str, Value]) -> Value:
+    """By strings."""
+    return _typed("table", [{"key": string(key), "value": value} for key, value in values.items()])
 
 
 NONE: Value = {"@data-type": "none", "data": {}}

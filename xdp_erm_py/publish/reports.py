@@ -24,6 +24,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+from .. import shared
 from ..kernel import netlink
 from ..printable import printable
 from . import events
@@ -181,20 +182,23 @@ class Reporter:
             # The counters began anew under the same attachment: a swap to a version with other maps.
             counted = end["counters"]
             begin = {"sessions": {}, "drops": begin["drops"]}
-        queue_drops = None
+        # What is counted elsewhere than in the program; None: that is not known.
+        others: dict[str, int | None] = {"host_drops": None, "queue_drops": None}
+        if drops is not None and begin["drops"] is not None:
+            others["host_drops"] = max(drops - begin["drops"], 0)
         if end["queue_drops"] is not None:
             told = begin.get("queue_drops") or 0
             # Frames that waited when the last report was made, and have arrived since, were in it.
             end["queue_drops"] = max(end["queue_drops"], told)
-            queue_drops = end["queue_drops"] - told
+            others["queue_drops"] = end["queue_drops"] - told
         sequence = self._next_sequence()
         text = events.encode(events.REPORT_TOPIC, events.REPORT, events.vector([
             events.count(events.VERSION), events.count(sequence), events.timestamp(now), events.string(self._host),
             events.string(name), events.string(interface["mode"]), events.timestamp(attached_at),
             events.timespan(max(duration, 0.0)),
-            events.vector(_pair(counted[counter]) for counter in events.COUNTERS),
-            events.NONE if None in (drops, begin["drops"]) else events.count(max(drops - begin["drops"], 0)),
-            events.NONE if queue_drops is None else events.count(queue_drops),
+            events.table({verdict: _pair(counted[verdict]) for verdict in shared.VERDICTS}),
+            events.table({note: _pair(counted[note]) for note in shared.NOTES}),
+            events.table({name: events.count(value) for name, value in others.items() if value is not None}),
             events.vector(_sessions(interface["sessions"], begin["sessions"])),
         ]))
         _remember(self._made, name, end)

@@ -14,30 +14,31 @@ redef XDP_ERM::websocket_listen = F;
 
 const publisher = 4294967296;
 
-function send(version: count, sequence: count, iface: string, counted: vector of count)
+function send(version: count, sequence: count, iface: string, verdicts: table[string] of count)
 	{
-	local counters: vector of XDP_ERM::Counter;
-	for ( _, packets in counted )
-		counters += XDP_ERM::Counter($packets=packets, $bytes=packets);
-	event XDP_ERM::report(XDP_ERM::ReportMessage($version=version, $sequence=sequence, $ts=current_time(),
-	    $host="sensor", $interface=iface, $mode="native", $attached_at=current_time(), $ts_delta=10sec,
-	    $sessions=vector(), $counters=counters));
+	local counted: table[string] of XDP_ERM::Counter;
+	for ( verdict, packets in verdicts )
+		counted[verdict] = XDP_ERM::Counter($packets=packets, $bytes=packets);
+	event XDP_ERM::report(XDP_ERM::Report($version=version, $sequence=sequence, $ts=current_time(), $host="sensor",
+	    $interface=iface, $mode="native", $attached_at=current_time(), $ts_delta=10sec, $sessions=vector(),
+	    $verdicts=counted, $notes=table(["inner_truncated"] = XDP_ERM::Counter($packets=4, $bytes=4)),
+	    $others=table(["of_a_newer_publisher"] = 5)));
 	}
 
 event zeek_init()
 	{
-	send(1, 10, "eth0", vector(1, 5));
-	send(1, 10, "eth0", vector(1, 5));
-	send(1, 10, "eth1", vector(2));
-	send(1, 11, "eth0", vector(3, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 5, 6));
-	send(1, 10, "eth0", vector(1));
-	send(2, 12, "eth0", vector(4));
-	send(1, 7 * publisher + 9, "eth2", vector(5));
-	send(1, 5 * publisher + 1, "eth2", vector(6));
-	send(1, 7 * publisher + 9, "eth2", vector(5));
-	send(1, 5 * publisher + 2, "eth2", vector(7));
-	send(1, 5 * publisher + 1, "eth2", vector(6));
-	event XDP_ERM::detached(1, 13, current_time(), "sensor", "eth0", T);
-	event XDP_ERM::detached(1, 13, current_time(), "sensor", "eth0", T);
-	event XDP_ERM::detached(2, 14, current_time(), "sensor", "eth1", T);
+	send(2, 10, "eth0", table(["decapsulated"] = 1, ["other"] = 5));
+	send(2, 10, "eth0", table(["decapsulated"] = 1, ["other"] = 5));
+	send(2, 10, "eth1", table(["decapsulated"] = 2));
+	send(2, 11, "eth0", table(["decapsulated"] = 3, ["of_a_newer_publisher"] = 1));
+	send(2, 10, "eth0", table(["decapsulated"] = 1));
+	send(3, 12, "eth0", table(["decapsulated"] = 4));
+	send(2, 7 * publisher + 9, "eth2", table(["decapsulated"] = 5));
+	send(2, 5 * publisher + 1, "eth2", table(["decapsulated"] = 6));
+	send(2, 7 * publisher + 9, "eth2", table(["decapsulated"] = 5));
+	send(2, 5 * publisher + 2, "eth2", table(["decapsulated"] = 7));
+	send(2, 5 * publisher + 1, "eth2", table(["decapsulated"] = 6));
+	event XDP_ERM::detached(2, 13, current_time(), "sensor", "eth0", T);
+	event XDP_ERM::detached(2, 13, current_time(), "sensor", "eth0", T);
+	event XDP_ERM::detached(3, 14, current_time(), "sensor", "eth1", T);
 	}

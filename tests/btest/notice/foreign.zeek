@@ -6,14 +6,13 @@
 
 redef XDP_ERM::websocket_listen = F;
 
-const nothing = XDP_ERM::Counter($packets=0, $bytes=0);
-
 function report(iface: string, sequence: count)
 	{
-	local counters = vector(nothing, nothing, nothing, nothing, nothing, XDP_ERM::Counter($packets=50, $bytes=5000));
-	event XDP_ERM::report(XDP_ERM::ReportMessage($version=1, $sequence=sequence, $ts=current_time(), $host="sensor",
+	event XDP_ERM::report(XDP_ERM::Report($version=XDP_ERM::protocol_version, $sequence=sequence,
+	    $ts=current_time(), $host="sensor",
 	    $interface=iface, $mode="native", $attached_at=current_time(), $ts_delta=10sec, $sessions=vector(),
-	    $counters=counters));
+	    $verdicts=table(["foreign_source"] = XDP_ERM::Counter($packets=50, $bytes=5000)), $notes=table(),
+	    $others=table()));
 	}
 
 function senders(iface: string, version: count, sequence: count, number: count, others: count)
@@ -26,19 +25,19 @@ function senders(iface: string, version: count, sequence: count, number: count, 
 
 event zeek_init()
 	{
-	senders("two", 1, 10, 2, 0);
+	senders("two", 2, 10, 2, 0);
 	report("two", 10);
-	senders("more", 1, 10, 2, 1016);
+	senders("more", 2, 10, 2, 1016);
 	report("more", 10);
-	senders("too many", 1, 10, 1000, 0);
+	senders("too many", 2, 10, 1000, 0);
 	report("too many", 10);
 	report("an older publisher", 10);
-	senders("another version", 2, 10, 2, 0);
+	senders("another version", 3, 10, 2, 0);
 	report("another version", 10);
-	senders("another report", 1, 9, 2, 0);
+	senders("another report", 2, 9, 2, 0);
 	report("another report", 10);
 	# Nobody is named for a report that is none.
 	report("repeated", 10);
-	senders("repeated", 1, 10, 2, 0);
+	senders("repeated", 2, 10, 2, 0);
 	report("repeated", 10);
 	}

@@ -10,8 +10,6 @@ redef XDP_ERM::websocket_listen = F;
 redef XDP_ERM::session_silence = 1sec;
 redef XDP_ERM::publisher_silence = 2sec;
 
-const nothing = XDP_ERM::Counter($packets=0, $bytes=0);
-
 global number = 0;
 
 function session(source: addr, packets: count): XDP_ERM::Session
@@ -29,11 +27,10 @@ event reading()
 		sessions += session(198.51.100.1, 100);
 		sessions += session(198.51.100.2, 99);
 		}
-	hook XDP_ERM::reported(XDP_ERM::Report($version=1, $sequence=number, $ts=current_time(), $host="sensor",
+	hook XDP_ERM::reported(XDP_ERM::Report($version=XDP_ERM::protocol_version, $sequence=number,
+	    $ts=current_time(), $host="sensor",
 	    $interface="eth7", $mode="native", $attached_at=double_to_time(0.0), $ts_delta=10sec, $sessions=sessions,
-	    $counters=XDP_ERM::Counters($decapsulated=nothing, $other=nothing, $fragment=nothing, $truncated=nothing,
-	    $malformed=nothing, $foreign_source=nothing, $foreign_target=nothing, $failed=nothing, $unmarked=nothing,
-	    $nested=nothing, $nested_refused=nothing, $inner_truncated=nothing)));
+	    $verdicts=table(), $notes=table(), $others=table()));
 
 	if ( number < 10 )
 		schedule 250msec { reading() };
