@@ -1,0 +1,180 @@
+"""Interfaces that are made of others, or a part of them: who gets decapsulated frames, and what is refused."""
+
+from __future__ import annotations
+
+import operator
+
+import foreign
+import pytest
+from shell import shell
+
+from xdp_erm_py import doctor, lab
+from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py.doctor import PROBLEM, WARNING
+from xdp_erm_py.errors import XdpErmError
+from xdp_erm_py.interface import attachment, topology
+from xdp_erm_py.kernel.links import Link, Links
+from xdp_erm_py.kernel.netlink import Refused
+from xdp_erm_py.lab import fanout
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
+from xdp_erm_py.lab.fanout import FanoutWorkers
+from xdp_erm_py.lab.traffic import synthetic
+
+DEFAULT, GENERIC = InterfaceConfig(), InterfaceConfig(mode="generic")
+ELSEWHERE = "attach to the interface that the switch's frames come in on"
+
+
+def program(name: str) -> int | None:
+    with Links() as links:
+        return links.find(name).program_id
+
+
+def fails(act, *arguments) -> str:
+    with pytest.raises(XdpErmError) as raised:
+        act(*arguments)
+    return str(raised.value)
+
+
+@pytest.fixture
+def bridge(cable) -> str:
+    """One that the sensor's interface is a port of."""
+    shell(f"ip link add bridge0 mtu 3500 type bridge; ip link set {SENSOR} master bridge0; ip link set bridge0 up")
+    return "bridge0"
+
+
+# Where no program sees mirrored frames
+
+@pytest.mark.parametrize("add, name, reason", [
+    ("ip link add ifb9 type ifb", "ifb9",
+     "this ifb interface receives no frames; those redirected to it go on as frames of the interface that they came "
+     "from"),
+    ("ip tuntap add tun0 mode tun", "tun0",
+     "this tun interface has no Ethernet header (link type 65534), and mirrored frames come in one"),
+])
+@pytest.mark.parametrize("config", [DEFAULT, GENERIC], ids=["auto", "generic"])
+def test_what_xdp_never_sees_frames_on_is_refused(cable, add, name, reason, config):
+    shell(add)
+    assert fails(attachment.attach, name, config) == f"{name}: {reason}: {ELSEWHERE}"
+    assert program(name) is None
+    assert (PROBLEM, f"{reason}: {ELSEWHERE}") in said_by_doctor("place", name)
+
+
+@pytest.mark.parametrize("kind", ["dummy", "vrf"])
+def test_other_kinds_that_receive_nothing(kind):
+    """This kernel may not have them."""
+    with pytest.raises(XdpErmError, match=f"eth9: this {kind} interface receives no frames"):
+        topology.check(Link("eth9", 9, "", 1500, None, None, kind=kind))
+
+
+def test_a_tap_is_as_good_as_any(cable):
+    shell("ip tuntap add tap0 mode tap")
+    attachment.attach("tap0", DEFAULT)
+    assert program("tap0")
+
+
+# What is above
+
+def said_by_doctor(check: str, name: str) -> list[tuple[str, str]]:
+    return [(finding.result, finding.text) for finding in doctor.examine([name]) if finding.check == check]
+
+
+STARVED = ("bridge bridge0, which gets its frames, gets no decapsulated ones: attach to bridge0 if Zeek captures there")
+
+
+def test_frames_of_a_port_do_not_reach_its_bridge_and_it_is_said(cable, bridge):
+    """Without isolation they do."""
+    assert f"{SENSOR}: warning: {STARVED}" in attachment.attach(SENSOR, DEFAULT)
+    assert f"{SENSOR}: warning: {STARVED}" in attachment.attach(SENSOR, DEFAULT)
+    assert said_by_doctor("place", SENSOR) == [(WARNING, STARVED)]
+    assert not [line for line in attachment.attach(SENSOR, InterfaceConfig(isolate=False)) if "gets no" in line]
+    assert said_by_doctor("place", SENSOR) == []
+
+
+def test_the_cure_that_is_named_is_one(cable, bridge, monkeypatch):
+    """Attached to the bridge, frames of its port arrive there as they were mirrored."""
+    attachment.attach(bridge, DEFAULT)
+    cable.wait_for_carrier()
+    packets = list(synthetic(flows=20, packets=200))
+    monkeypatch.setattr(fanout, "SENSOR_INTERFACE", bridge)
+    with FanoutWorkers(cable, 2, operator.attrgetter("mirrored")) as workers:
+        lab.mirror(cable, packets, workers)
+        result = workers.finish()
+    assert (result.missing, result.unexpected, result.identical) == (0, 0, 200)
+
+
+def link(name: str, index: int, **settings) -> Link:
+    return Link(name, index, "", 1500, settings.pop("program_id", None), None, **settings)
+
+
+def test_what_is_above_and_below():
+    """A bridge over a VLAN over a bond, which this kernel may not have, and a veth's peer, which is neither."""
+    eth1, eth2 = (link(f"eth{number}", number, master=5) for number in (1, 2))
+    bond = link("bond0", 5, kind="bond")
+    vlan = link("bond0.7", 6, kind="vlan", lower=5, master=8)
+    bridge = link("bridge0", 8, kind="bridge")
+    veth = link("veth0", 9, kind="veth", lower=6)
+    everything = [veth, bridge, eth1, eth2, bond, vlan]
+    assert topology.below(everything, bridge) == [vlan, bond, eth1, eth2]
+    assert topology.below(everything, bond) == [eth1, eth2]
+    assert topology.below(everything, eth1) == topology.below(everything, veth) == []
+    assert topology.above(everything, eth1) == [bond]
+    assert topology.above(everything, bond) == [vlan]
+    assert topology.above(everything, vlan) == [bridge]
+    assert topology.above(everything, bridge) == topology.above(everything, veth) == []
+
+
+# Two programs
+
+def test_a_port_of_a_bridge_that_has_a_program_is_refused(cable, bridge):
+    attachment.attach(bridge, DEFAULT)
+    assert fails(attachment.attach, SENSOR, DEFAULT) == (
+        f"{SENSOR}: bridge bridge0, which gets its frames, has an XDP program, and the kernel allows one of the two: "
+        "use that, or free it first (`xdp-erm detach bridge0`)")
+    assert program(SENSOR) is None
+    attachment.detach(bridge)
+    attachment.attach(SENSOR, DEFAULT)
+    attachment.detach(SENSOR)
+    assert attachment.detach(SENSOR) == [f"{SENSOR}: xdp-erm is not attached"]
+
+
+def test_a_macvlan_above_that_has_a_program(cable):
+    shell(f"ip link add link {SENSOR} name macvlan0 type macvlan")
+    theirs = foreign.attach("macvlan0", "generic")
+    assert "macvlan macvlan0, which gets its frames, has an XDP program" in fails(attachment.attach, SENSOR, DEFAULT)
+    assert (program(SENSOR), program("macvlan0")) == (None, theirs)
+
+
+def test_a_program_below_is_said(cable, bridge):
+    attachment.attach(SENSOR, DEFAULT)
+    warning = (f"{bridge}: warning: veth {SENSOR} below it has an XDP program, which sees frames first: capture from "
+               f"{SENSOR}, or free it (`xdp-erm detach {SENSOR}`)")
+    assert warning in attachment.attach(bridge, DEFAULT)
+    assert warning not in attachment.attach(bridge, DEFAULT)  # said once
+    attachment.attach(SENSOR, DEFAULT)  # nothing to do, so the kernel is not asked
+
+
+def test_a_slave_of_a_bond_that_has_a_program():
+    bond, slave = link("bond0", 5, kind="bond"), link("eth1", 1, program_id=77, master=5)
+    with pytest.raises(XdpErmError) as raised:
+        topology.conflicts([bond, slave], bond)
+    assert str(raised.value) == ("bond0: eth1, a part of it, has an XDP program, and the kernel allows one of the two: "
+                                 "free it first (`xdp-erm detach eth1`)")
+
+
+def test_who_holds_the_interface_is_not_made_up(cable, monkeypatch):
+    """That somebody was quicker is said only where somebody's program is there."""
+    attach = Links.attach
+
+    def refuse(self, link, program, mode, replaced=None):
+        raise Refused(17, "an upper device has one")
+
+    def outrun(self, link, program, mode, replaced=None):
+        monkeypatch.setattr(Links, "attach", attach)
+        foreign.attach(SENSOR, "native")
+        attach(self, link, program, mode, replaced)
+
+    monkeypatch.setattr(Links, "attach", refuse)
+    assert fails(attachment.attach, SENSOR, DEFAULT) == f"{SENSOR}: XDP is refused: an upper device has one"
+    monkeypatch.setattr(Links, "attach", outrun)
+    assert fails(attachment.attach, SENSOR, DEFAULT) == (
+        f"{SENSOR}: somebody else attached an XDP program just now: try again")
