@@ -21,7 +21,7 @@ GROUPS = {"cost": cost.run, "balance": balance.run, "alternatives": alternatives
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-    return f"{model}, {bpf.possible_cpus()} CPUs, {platform.machine()}, Linux {platform.release()}"
+    return f"{model}, {len(bpf.possible_cpus())} CPUs, {platform.machine()}, Linux {platform.release()}"
 
 
 def main() -> None:

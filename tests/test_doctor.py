@@ -334,7 +334,7 @@ def test_reports(cable):
         attached_at = attached.find(links, SENSOR).state["attached_at"]
     assert found("reports") == []  # no publisher, which is said already
     with publisher():
-        well("reports")  # it is attached since a moment ago
+        well("reports", "Zeek has taken no report yet")  # it is attached since a moment ago
         ends = lock.DEFAULT.with_suffix(".json")
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         for age, result in ((20, OK), (590, OK), (660, WARNING)):
@@ -344,17 +344,23 @@ def test_reports(cable):
         says("reports", WARNING, "Zeek has taken no report for 11 minutes", "journalctl -u xdp-erm-publish.service")
         # The publisher remembers programs that are gone.
         ends.write_text(json.dumps({"interfaces": {SENSOR: {**end, "attached_at": "2026-01-01T00:00:00.000Z"}}}))
-        well("reports")
+        well("reports", "no report yet")
         ends.write_text("{")
-        well("reports")
+        well("reports", "no report yet")
+        ends.write_text(json.dumps({"interfaces": {SENSOR: {**end, "since_boot": since_boot - 20}}}))
+        well("reports", "Zeek has taken a report ")
 
 
 def test_a_publisher_whose_reports_never_arrived(cable, monkeypatch):
     attachment.attach(SENSOR, InterfaceConfig())
     with publisher():
         now = time.time()
-        monkeypatch.setattr(time, "time", lambda: now + 660)
-        says("reports", WARNING, "Zeek has taken no report for 11 minutes")
+        for later, result, words in ((40, OK, "Zeek has taken no report yet"),
+                                     (150, WARNING, "Zeek has taken no report for 15"),
+                                     (660, WARNING, "Zeek has taken no report for 11 minutes, since it was attached")):
+            monkeypatch.setattr(time, "time", lambda: now + later)  # noqa: B023
+            says("reports", result, words)
+            assert not any("has taken a report" in text for _, text in found("reports"))
 
 
 # The command

@@ -26,7 +26,7 @@ from xdp_erm_py import lab, shared
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attachment, isolation, journal, stats
-from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel import bpf, sysfs
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
@@ -334,8 +334,8 @@ def test_a_driver_is_that_of_the_interface_of_this_network_namespace(xdp, monkey
         pytest.skip("this machine has no interface with a driver")
     name, driver = next(iter(drivers.items()))
     with Links() as links:
-        assert isolation.driver(links.find(name)) == driver
-        assert isolation.driver(links.find("lo")) is None
+        assert sysfs.driver(links.find(name)) == driver
+        assert sysfs.driver(links.find("lo")) is None
     monkeypatch.setattr(isolation, "DRIVERS_WITHOUT_METADATA", (driver,))
     namespace = Namespace()
     try:

@@ -84,7 +84,7 @@ class Steering:
     def _counted(self) -> list[int]:
         steered = self._program.maps["steered"]
         return [sum(struct.unpack("=Q", value)[0] for value in steered.lookup(struct.pack("=I", cpu)))
-                for cpu in range(bpf.possible_cpus())]
+                for cpu in range(bpf.possible_cpus()[-1] + 1)]
 
     def close(self) -> None:
         self._program.__exit__()
@@ -375,6 +375,30 @@ def test_what_full_queues_drop_is_counted(cable):
     assert "to CPU" in said and "dropped" in said
 
 
+@pytest.mark.parametrize("steered, arrived, dropped", [
+    ([100, 50, 0], [90, 50, 0], {"0": 10, "1": 0}),
+    ([100, 50, 0], [79, 71, 0], {"0": 0, "1": 0}),  # CPU 0 went offline, 1 worked off its queue
+    ([100, 50, 0], [79, 66, 0], {"0": 5, "1": 0}),
+    ([100, 50, 0], [79, 50, 21], {"0": 0, "1": 0}),  # another did, that gets no frames of its own
+    ([100, 50, 0], [70, 40, 35], {"0": 0, "1": 5}),
+    ([0, 0, 0], [0, 0, 0], {}),
+], ids=itertools.count())
+def test_what_other_cpus_have_worked_off_is_not_dropped(steered, arrived, dropped):
+    found = stats._dropped(dict(enumerate(steered)), dict(enumerate(arrived)))
+    assert {cpu: frames["dropped"] for cpu, frames in found.items()} == dropped
+    assert sum(dropped.values()) == sum(steered) - sum(arrived)
+    assert {cpu: frames["steered"] for cpu, frames in found.items()} == {
+        str(cpu): frames for cpu, frames in enumerate(steered) if frames}
+
+
+@pytest.mark.parametrize("listed, numbers", [("0", (0,)), ("0-3", (0, 1, 2, 3)), ("0,2-3,8", (0, 2, 3, 8))])
+def test_cpus_that_are_possible_may_have_gaps(tmp_path, monkeypatch, listed, numbers):
+    """A per-CPU map has values for those that are, one after another."""
+    (tmp_path / "possible").write_text(f"{listed}\n")
+    monkeypatch.setattr(bpf, "_POSSIBLE", tmp_path / "possible")
+    assert bpf.possible_cpus() == numbers
+
+
 def test_counters_go_on_over_swaps_to_other_cpus(cable):
     attached(CPUMAP)
     cable.wait_for_carrier()
@@ -559,6 +583,82 @@ def test_the_cpus_are_those_that_have_nothing_else_to_do(host):
     host.receiving = set(range(8))
     assert planned()[1] == "0-5"
     assert planned(spread_cpus=(1, 7)) == ("cpumap", "1,7", "frames can be redirected; as configured")
+
+
+def test_cpus_that_were_found_out_stay_while_they_will_do(host):
+    """irqbalance moves interrupts about, which is no reason to swap the program."""
+    def again(**settings: object) -> tuple[str, str]:
+        config_ = InterfaceConfig(**{"spread": "auto", **settings})
+        found = spread.plan(LINK, config_, "native", before)
+        return config.cpu_list(found.cpus), found.reason
+
+    host.receiving = {0, 1}
+    first = spread.plan(LINK, InterfaceConfig(spread="auto"), "native")
+    assert first.cpus == (2, 3, 4, 5, 6, 7)
+    before = {"config": InterfaceConfig(spread="auto").as_dict(), "spread": json.loads(json.dumps(first._asdict()))}
+    for host.receiving in ({0, 5}, set(), {2, 3, 4, 5, 6}, set(range(8))):
+        assert again() == ("2-7", "frames can be redirected; as before")
+    host.receiving = {2, 3, 4, 5, 6, 7}  # none of them has time, and others have
+    assert again()[0] == "0-1"
+    host.receiving = {0, 1}
+    host.online = "0-6"
+    assert again()[0] == "2-6"
+    host.online, host.isolated = "0-7", "7"
+    assert again()[0] == "2-6"
+    host.isolated = ""
+    assert again(spread_avoid=(2,))[0] == "3-7"
+    assert again(spread_cpus=(1,))[0] == "1"
+    before["config"]["spread_cpus"] = list(first.cpus)  # not found out
+    host.receiving = {0, 5}
+    assert again()[0] == "1-4,6-7"
+    before.update(spread=None)
+    assert again()[0] == "1-4,6-7"
+
+
+@needs_cpus
+def test_an_interrupt_that_moves_swaps_nothing(cable, monkeypatch):
+    auto = InterfaceConfig(spread="cpumap")
+    monkeypatch.setattr(spread, "_receiving", lambda _: set())
+    attached(auto)
+    monkeypatch.setattr(spread, "_receiving", lambda _: {CPUS[0]})
+    assert any("already attached" in line for line in attached(auto))
+
+
+def tree(root: Path, files: dict[str, str]) -> int:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n")
+    return os.open(root, os.O_RDONLY)
+
+
+def test_interrupts_of_all_kinds_of_devices(tmp_path, monkeypatch):
+    """Of a PCI device, of virtio's, which are the PCI device's that it is on, of Hyper-V's channels, and of none."""
+    irqs = {f"irq/{number}/effective_affinity_list": cpus
+            for number, cpus in ((30, "1"), (31, "2-3"), (32, "4"), (40, "7"))}
+    devices = {"pci/nic/msi_irqs/30": "msi", "pci/nic/msi_irqs/31": "msi", "pci/msi_irqs/40": "msi",
+               "pci/card/msi_irqs/32": "msi", "pci/card/msi_irqs/99": "msi", "pci/card/virtio0/vendor": "0x1af4",
+               "vmbus/guid/channels/15/cpu": "5", "vmbus/guid/channels/16/cpu": "6"}
+    root = tree(tmp_path, {**irqs, **devices})
+    for name, device in (("eth1", "pci/nic"), ("eth2", "pci/card/virtio0"), ("eth3", "vmbus/guid"), ("veth0", None)):
+        (tmp_path / "class/net" / name).mkdir(parents=True)
+        if device:
+            (tmp_path / "class/net" / name / "device").symlink_to(f"../../../{device}")
+    monkeypatch.setattr(spread, "_INTERRUPTS", tmp_path / "irq")
+    found = {name: spread._interrupted(root, Link(name, 9, "", 1500, None, None))
+             for name in ("eth1", "eth2", "eth3", "veth0")}
+    os.close(root)
+    assert found == {"eth1": {1, 2, 3}, "eth2": {4}, "eth3": {5, 6}, "veth0": set()}
+
+
+def test_a_kernel_that_does_not_tell_is_not_complained_of():
+    """Before Linux 6.3 there is no such protocol. pyroute2 would write of it to stderr, in a process without a log."""
+    code = ("from pyroute2.netlink import generic; from xdp_erm_py.interface import spread\n"
+            "from xdp_erm_py.kernel.links import Links\n"
+            "bind = generic.GenericNetlinkSocket.bind\n"
+            "generic.GenericNetlinkSocket.bind = lambda self, name, *rest: bind(self, 'no' + name, *rest)\n"
+            "with Links() as links: print(spread._redirects(links.find('lo')))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=TIMEOUT)
+    assert (done.stdout, done.stderr) == ("None\n", "")
 
 
 @pytest.mark.parametrize("online, receiving, avoid", [("0", set(), ()), ("0-1", {0}, (1,)), ("0-1", set(), (0, 1))])

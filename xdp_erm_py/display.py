@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -107,30 +107,52 @@ def _tables(interfaces: list[dict[str, Any]]) -> Iterator[RenderableType]:
         yield Text()
 
 
-def _table(first: str, width: int, *numbers: str) -> Table:
-    """Its first column at least `width` characters wide, then those of numbers."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column(first, min_width=width)
-    for column in numbers:
-        table.add_column(column, justify="right", min_width=14)
-    return table
+class _Columns:
+    """A table that leaves its last columns out where the terminal has no room for them: a number that is cut is another
+    number."""
+
+    def __init__(self, first: str, width: int, *numbers: str, last: str | None = None, last_width: int = 0) -> None:
+        """Its first column is at least `width` characters wide; then come those of numbers, and one more text."""
+        self._columns: list[tuple[str, JustifyMethod, int]] = [
+            (first, "left", width), *((number, "right", 14) for number in numbers)]
+        if last is not None:
+            self._columns.append((last, "left", last_width))
+        self._rows: list[tuple[tuple[str, ...], str]] = []
+
+    def add_row(self, *cells: str, style: str = _PLAIN) -> None:
+        self._rows.append((cells, style))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        tables = (self._table(count, wide) for count in range(len(self._columns), 0, -1) for wide in (True, False))
+        for table in tables:
+            if table.__rich_measure__(console, options.update(width=1 << 16)).minimum <= options.max_width:
+                break
+        yield table
+
+    def _table(self, count: int, wide: bool) -> Table:
+        """With so many columns; if `wide`, these have no less than the width that makes tables look alike."""
+        table = Table(box=None, pad_edge=False)
+        for name, justify, width in self._columns[:count]:
+            table.add_column(name, justify=justify, min_width=width if wide else None, overflow="fold")
+        for cells, style in self._rows:
+            table.add_row(*cells[:count], style=style)
+        return table
 
 
-def _counter_table(*columns: str) -> Table:
-    return _table("verdict", 18, *columns)
+def _counter_table(*columns: str, **last: Any) -> _Columns:
+    return _Columns("verdict", 18, *columns, **last)
 
 
-def _cpu_table(cpus: dict[str, dict[str, int]]) -> Table:
-    table = _table("to CPU", 18, "packets", "dropped")
+def _cpu_table(cpus: dict[str, dict[str, int]]) -> _Columns:
+    table = _Columns("to CPU", 18, "packets", "dropped")
     for cpu, frames in cpus.items():
         table.add_row(cpu, f"{frames['steered']:,}", f"{frames['dropped']:,}",
                       style=_BAD if frames["dropped"] else _PLAIN)
     return table
 
 
-def _session_table(sessions: Iterable[dict[str, Any]]) -> Table:
-    table = _table("switch session", 21, "packets", "bytes")
-    table.add_column("last seen")
+def _session_table(sessions: Iterable[dict[str, Any]]) -> _Columns:
+    table = _Columns("switch session", 21, "packets", "bytes", last="last seen")
     for session in sessions:
         table.add_row(f"{session['source']}:{session['source_port']}", f"{session['packets']:,}",
                       f"{session['bytes']:,}", session["last_seen"])
@@ -142,8 +164,7 @@ def _foreign(interface: dict[str, Any]) -> Iterator[RenderableType]:
     senders = interface["foreign"]
     if not senders:
         return
-    table = _table("foreign sender", 21, "packets", "bytes")
-    table.add_column("last seen")
+    table = _Columns("foreign sender", 21, "packets", "bytes", last="last seen")
     for sender in senders[:_SENDERS_SHOWN]:
         table.add_row(sender["source"], f"{sender['packets']:,}", f"{sender['bytes']:,}", sender["last_seen"],
                       style=_BAD)
@@ -205,8 +226,7 @@ def _rates(interfaces: list[dict[str, Any]], before: dict[int, dict[str, Any]], 
         rates = {name: _rate(interface, earlier, name, "packets", elapsed) for name in shared.COUNTERS}
         busiest = max(rates.values()) or 1.0
         parts.append(Text(f"{interface['name']}: {interface['mode']}, since {interface['attached_at']}", style="bold"))
-        table = _counter_table("packets/s", "Mbit/s", "packets")
-        table.add_column("", min_width=20)
+        table = _counter_table("packets/s", "Mbit/s", "packets", last="", last_width=20)
         for name, rate in rates.items():
             megabits = _rate(interface, earlier, name, "bytes", elapsed) * 8 / 1e6
             packets = interface["counters"][name]["packets"]

@@ -16,7 +16,7 @@ from . import config, shared, systemd
 from .errors import XdpErmError
 from .interface import attached, attachment, isolation, nic, programs, spread, stats, topology
 from .interface.attached import Attachment
-from .kernel import privileges
+from .kernel import privileges, sysfs
 from .kernel.links import Link, Links
 from .modules import PACKAGES
 from .printable import printable, say
@@ -32,6 +32,9 @@ LEAST_KERNEL = (5, 10)
 
 # Mirrored traffic pauses, but hardly so long; the same as XDP_ERM::session_silence.
 SILENCE = 300  # seconds
+
+# A publisher that reaches Zeek has brought it a report by then, unless its interval is a long one.
+FIRST_REPORT = 60  # seconds
 
 # As a share of the frames handed to other CPUs: more of them is worth a word.
 QUEUE_DROPS = 0.01
@@ -287,7 +290,7 @@ def _starts_at_boot(name: str) -> bool:
 def mode(patient: Patient) -> Iterator[Result]:
     assert patient.attached is not None
     if patient.attached.mode == "generic" and patient.settings["mode"] != "generic":
-        driver = isolation.driver(patient.link)
+        driver = sysfs.driver(patient.link)
         yield Result(WARNING, "generic mode, which is slower: "
                               + (f"its driver ({driver}) refused native XDP" if driver else "native XDP was refused")
                               + "; `xdp-erm detach` and `attach` say why")
@@ -349,7 +352,7 @@ def _senders(patient: Patient) -> str:
 def _silence(patient: Patient) -> Iterator[Result]:
     latest = max((seconds(session["last_seen"]) for session in patient.counted["sessions"]), default=None)
     if latest is not None and time.time() - latest > SILENCE:
-        yield Result(WARNING, f"no mirrored packet for {_minutes(time.time() - latest)}: the switch suspends its "
+        yield Result(WARNING, f"no mirrored packet for {_duration(time.time() - latest)}: the switch suspends its "
                               "session when nobody answers its ARP requests; see there")
 
 
@@ -372,19 +375,21 @@ def reports(patient: Patient) -> Iterator[Result]:
         if end["attached_at"] != attached_at:
             raise LookupError("of a program before this one")
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - end["since_boot"]
-    except (FileNotFoundError, ValueError, LookupError, TypeError):  # it has taken none yet
+        since, patience, taken = "", KEEP_SECONDS, f"Zeek has taken a report {age:.0f} s ago"
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         age = time.time() - seconds(attached_at)
-    if age > KEEP_SECONDS:
-        yield Result(WARNING, f"Zeek has taken no report for {_minutes(age)}: the publisher's log says why "
+        since, patience, taken = ", since it was attached", FIRST_REPORT, "Zeek has taken no report yet"
+    if age > patience:
+        yield Result(WARNING, f"Zeek has taken no report for {_duration(age)}{since}: the publisher's log says why "
                               f"(`journalctl -u {systemd.PUBLISHER}`, or xdp-erm-publish.log in zeekctl's spool "
                               "directory)")
     else:
-        yield Result(OK, f"Zeek has taken a report {age:.0f} s ago")
+        yield Result(OK, taken)
 
 
-def _minutes(duration: float) -> str:
-    """`duration`: seconds."""
-    return f"{duration / 60:.0f} minutes"
+def _duration(length: float) -> str:
+    """`length`: seconds."""
+    return f"{length:.0f} s" if length < 300 else f"{length / 60:.0f} minutes"
 
 
 HOST_CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (kernel, rights, modules, publisher)

@@ -50,18 +50,9 @@ class _Filter(NamedTuple):
     """of a BPF filter"""
 
 
-def driver(link: Link) -> str | None:
-    """The interface's driver; None: it is a virtual interface."""
-    with sysfs.mounted() as root:
-        try:
-            return os.path.basename(os.readlink(f"class/net/{link.name}/device/driver", dir_fd=root))
-        except OSError:
-            return None
-
-
 def lacks_metadata(link: Link) -> str | None:
     """The interface's driver, if its native XDP is known to have no metadata. Virtual interfaces all have it."""
-    name = driver(link)
+    name = sysfs.driver(link)
     return name if name in DRIVERS_WITHOUT_METADATA else None
 
 

@@ -32,13 +32,13 @@ QUEUES_MAP = "cpus"
 class Candidate:
     """A way to attach that the driver may take."""
 
-    def __init__(self, link: Link, config: InterfaceConfig, mode: str, frags: bool) -> None:
-        self._link, self._config, self.mode, self.frags = link, config, mode, frags
+    def __init__(self, link: Link, current: Attachment | None, config: InterfaceConfig, mode: str, frags: bool) -> None:
+        self._link, self._current, self._config, self.mode, self.frags = link, current, config, mode, frags
 
     @functools.cached_property
     def plan(self) -> spread.Plan:
         """XdpErmError: `spread` asks for what is impossible in this mode."""
-        return spread.plan(self._link, self._config, self.mode)
+        return spread.plan(self._link, self._config, self.mode, self._current.state if self._current else None)
 
     @property
     def variant(self) -> compiler.Variant:
@@ -63,7 +63,7 @@ def candidates_for(link: Link, current: Attachment | None, config: InterfaceConf
         else:
             # Drivers refuse an MTU whose frames need several pieces of memory to a program that does not take them so.
             ways = [False, True] if each == "native" else [False]
-        candidates += [Candidate(link, config, each, frags) for frags in ways]
+        candidates += [Candidate(link, current, config, each, frags) for frags in ways]
     return candidates
 
 

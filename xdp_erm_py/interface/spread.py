@@ -10,14 +10,16 @@ import contextlib
 import platform
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..config import InterfaceConfig, cpu_list, parse_cpu_list
 from ..errors import XdpErmError
 from ..kernel import rps, sysfs
-from ..kernel.links import Link
+from ..kernel.links import Link, Links
+from . import topology
 
 _CPUS = Path("/sys/devices/system/cpu")
+_INTERRUPTS = Path("/proc/irq")
 
 # uapi linux/netdev.h
 _DEV_GET, _REDIRECT = 1, 1 << 1  # a command, and a bit of the XDP features
@@ -43,11 +45,14 @@ class Plan(NamedTuple):
         return self.cpus if self.how == "cpumap" else ()
 
 
-def plan(link: Link, config: InterfaceConfig, mode: str) -> Plan:
-    """How to spread in XDP mode `mode`. XdpErmError: what is asked for is impossible there."""
+def plan(link: Link, config: InterfaceConfig, mode: str, attached: dict[str, Any] | None = None) -> Plan:
+    """How to spread in XDP mode `mode`; `attached` is the state of our program that is there now.
+
+    XdpErmError: what is asked for is impossible there.
+    """
     if config.spread == "none":
         return Plan("none", (), "as configured")
-    cpus, reason = _cpus(link, config)
+    cpus, reason = _cpus(link, config, _found_out(attached, config))
     if config.spread != "auto":
         obstacle = _no_rps(link, mode) if config.spread == "rps" else _no_cpumap(link, config, mode)
         obstacle = obstacle or (None if cpus else reason)
@@ -65,8 +70,20 @@ def plan(link: Link, config: InterfaceConfig, mode: str) -> Plan:
     return Plan("none", (), obstacle)
 
 
-def _cpus(link: Link, config: InterfaceConfig) -> tuple[tuple[int, ...], str]:
-    """The CPUs, and why these; none, and why."""
+def _found_out(attached: dict[str, Any] | None, config: InterfaceConfig) -> set[int]:
+    """The CPUs that were found out for the attached program; none where others were to be avoided, or some were set."""
+    if attached is None or attached["config"].get("spread_cpus") or \
+            tuple(attached["config"].get("spread_avoid", ())) != config.spread_avoid:
+        return set()
+    return set((attached.get("spread") or {}).get("cpus", ()))
+
+
+def _cpus(link: Link, config: InterfaceConfig, before: set[int]) -> tuple[tuple[int, ...], str]:
+    """The CPUs, and why these; none, and why. Those found out before stay while they will do.
+
+    Interrupts are moved about all the time (irqbalance), and other CPUs would have the program swapped and frames
+    reordered each time.
+    """
     online = _listed("online")
     if config.spread_cpus:
         missing = set(config.spread_cpus) - online
@@ -78,6 +95,8 @@ def _cpus(link: Link, config: InterfaceConfig) -> tuple[tuple[int, ...], str]:
     usable = online - avoided - isolated
     # A NIC with as many queues as there are CPUs has no CPU to itself.
     cpus = usable - receiving or usable
+    if before and before <= usable and (before - receiving or cpus == usable):
+        return tuple(sorted(before)), "as before"
     left_out = [f"{cpu_list(sorted(those))} {what}" for those, what in (
         (receiving - cpus, "the NIC's"), (avoided, "to be avoided"), (isolated & online, "isolated")) if those]
     reason = f"of {cpu_list(sorted(online))}" + (f", less {', '.join(left_out)}" if left_out else "")
@@ -91,14 +110,29 @@ def _listed(name: str) -> set[int]:
 
 
 def _receiving(link: Link) -> set[int]:
-    """The CPUs that the interface's interrupts go to; none where it has no interrupts of its own."""
+    """The CPUs that interrupts of the interface, and of those below it, go to; none where there are no interrupts."""
+    with Links() as links, sysfs.mounted() as root:
+        return {cpu for each in (link, *topology.below(links, link)) for cpu in _interrupted(root, each)}
+
+
+def _interrupted(root: int, link: Link) -> set[int]:
     cpus: set[int] = set()
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), sysfs.mounted() as root:
-        for interrupt in sysfs.names(root, f"class/net/{link.name}/device/msi_irqs"):
-            with contextlib.suppress(OSError):  # not in use
-                text = Path(f"/proc/irq/{interrupt}/effective_affinity_list").read_text()
-                cpus.update(parse_cpu_list(text.strip()))
+    device = f"class/net/{link.name}/device"
+    # virtio's are those of the PCI device that it is on.
+    for interrupt in _names(root, f"{device}/msi_irqs") or _names(root, f"{device}/../msi_irqs"):
+        with contextlib.suppress(OSError):  # not in use
+            cpus.update(parse_cpu_list((_INTERRUPTS / interrupt / "effective_affinity_list").read_text().strip()))
+    for channel in _names(root, f"{device}/channels"):  # Hyper-V's
+        with contextlib.suppress(OSError):
+            cpus.update(parse_cpu_list(sysfs.read(root, f"{device}/channels/{channel}/cpu")))
     return cpus
+
+
+def _names(root: int, path: str) -> list[str]:
+    try:
+        return sysfs.names(root, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _no_rps(link: Link, mode: str) -> str | None:
@@ -129,12 +163,15 @@ def _redirects(link: Link) -> bool | None:
     from pyroute2.netlink.exceptions import NetlinkError
     from pyroute2.netlink.generic import GenericNetlinkSocket
 
+    class Netlink(GenericNetlinkSocket):  # type: ignore[misc]
+        module_err_level = "debug"  # kernels that do not tell are none to complain of
+
     class Device(genlmsg):  # type: ignore[misc]
         prefix = "NETDEV_A_DEV_"
         nla_map = tuple((f"NETDEV_A_DEV_{name}", kind) for name, kind in (
             ("UNSPEC", "none"), ("IFINDEX", "uint32"), ("PAD", "none"), ("XDP_FEATURES", "uint64")))
 
-    with contextlib.closing(GenericNetlinkSocket()) as netlink:
+    with contextlib.closing(Netlink()) as netlink:
         try:
             netlink.bind("netdev", Device)
             request = Device()

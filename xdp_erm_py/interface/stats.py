@@ -72,14 +72,31 @@ def _cpus(attachment: Attachment) -> dict[str, dict[str, int]]:
         return {}
     # In this order: what has arrived was steered before.
     with bpf.Map.by_id(attachment.maps["arrived"]) as map_:
-        arrived = [struct.unpack("=Q", value)[0] for value in map_.lookup(bytes(4)) or []]
-    found = {}
+        arrived = dict(zip(bpf.possible_cpus(), _numbers(map_, 0)))
     with bpf.Map.by_id(attachment.maps["steered"]) as map_:
-        for cpu, frames in enumerate(arrived):
-            steered = sum(struct.unpack("=Q", value)[0] for value in map_.lookup(struct.pack("=I", cpu)) or [])
-            if steered:
-                found[str(cpu)] = {"steered": steered, "dropped": steered - frames}
-    return found
+        steered = {cpu: sum(_numbers(map_, cpu)) for cpu in arrived}
+    return _dropped(steered, arrived)
+
+
+def _numbers(map_: bpf.Map, index: int) -> list[int]:
+    """The values of a per-CPU array of numbers."""
+    return [struct.unpack("=Q", value)[0] for value in map_.lookup(struct.pack("=I", index)) or []]
+
+
+def _dropped(steered: dict[int, int], arrived: dict[int, int]) -> dict[str, dict[str, int]]:
+    """_cpus(), from the frames that were handed to each CPU, and those that were counted there.
+
+    The queue of a CPU that goes offline is worked off by others: what these counted beyond their own is from there.
+    """
+    missing = {cpu: steered[cpu] - arrived[cpu] for cpu in steered}
+    elsewhere = sum(-frames for frames in missing.values() if frames < 0)
+    found = {}
+    for cpu in sorted(steered, key=lambda cpu: -missing[cpu]):
+        dropped = max(missing[cpu] - elsewhere, 0)
+        elsewhere -= max(missing[cpu], 0) - dropped
+        if steered[cpu]:
+            found[cpu] = {"steered": steered[cpu], "dropped": dropped}
+    return {str(cpu): found[cpu] for cpu in sorted(found)}
 
 
 def _sessions(attachment: Attachment) -> list[dict[str, Any]]:

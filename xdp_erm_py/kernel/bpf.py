@@ -28,6 +28,8 @@ _PROG_TYPE_SCHED_CLS, _PROG_TYPE_XDP = 3, 6
 _XDP_HAS_FRAGS, _XDP_CPUMAP = 1 << 5, 35  # a flag, and a type of attachment
 _PERCPU_MAP_TYPES = (5, 6, 10)  # hash, array, LRU hash
 
+_POSSIBLE = Path("/sys/devices/system/cpu/possible")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -78,10 +80,10 @@ def _name(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode(errors="replace")
 
 
-def possible_cpus() -> int:
-    """How many values a per-CPU map holds for each key."""
-    last = Path("/sys/devices/system/cpu/possible").read_text().strip().replace("-", ",").split(",")[-1]
-    return int(last) + 1
+def possible_cpus() -> tuple[int, ...]:
+    """The numbers of the CPUs that a per-CPU map holds a value for, in the order of these; there may be gaps."""
+    runs = [run.split("-") for run in _POSSIBLE.read_text().strip().split(",")]
+    return tuple(cpu for run in runs for cpu in range(int(run[0]), int(run[-1]) + 1))
 
 
 @contextlib.contextmanager
@@ -125,7 +127,7 @@ class Map:
         kind, map_id, key_size, value_size, max_entries, flags = struct.unpack_from("=6I", info)
         self.info = MapInfo(kind, map_id, key_size, value_size, max_entries, flags, _name(info.raw[24:40]))
         self._stride = (value_size + 7) // 8 * 8
-        self._copies = possible_cpus() if kind in _PERCPU_MAP_TYPES else 1
+        self._copies = len(possible_cpus()) if kind in _PERCPU_MAP_TYPES else 1
 
     @classmethod
     def by_id(cls, map_id: int) -> Map:

@@ -60,10 +60,6 @@ def _path(link: Link, queue: str) -> str:
 
 def _read(root: int, link: Link, queue: str) -> str | None:
     try:
-        file = os.open(_path(link, queue), os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
+        return sysfs.read(root, _path(link, queue))
     except FileNotFoundError:
         return None
-    try:
-        return os.read(file, 4096).decode().strip()
-    finally:
-        os.close(file)

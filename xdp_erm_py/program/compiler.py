@@ -64,7 +64,7 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     if config.isolate:
         defines.append("CONFIG_ISOLATE")
     if variant.cpus:
-        defines += [f"CONFIG_LANES={len(variant.cpus)}", f"CONFIG_CPUS={bpf.possible_cpus()}"]
+        defines += [f"CONFIG_LANES={len(variant.cpus)}", f"CONFIG_CPUS={bpf.possible_cpus()[-1] + 1}"]
         if config.spread_ports:
             defines.append("CONFIG_SPREAD_PORTS")
     if variant.frags:

@@ -1,0 +1,56 @@
+"""Tables on terminals of any width: a number is there as a whole, or not at all."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from xdp_erm_py import display, shared
+
+PACKETS, BYTES = 698764922, 18446744073709551615
+
+
+def reading(name: str = "eth1") -> dict:
+    sessions = [{"source": "192.168.100.200", "source_port": 65535, "packets": PACKETS, "bytes": BYTES,
+                 "last_seen": "2026-11-30T00:00:00.000Z"}]
+    return {"name": name, "ifindex": 9, "mode": "native", "attached_at": "2026-11-30T00:00:00Z", "sessions": sessions,
+            "counters": {counter: {"packets": PACKETS, "bytes": BYTES} for counter in shared.COUNTERS},
+            "cpus": {"1": {"steered": PACKETS, "dropped": PACKETS}}, "foreign": sessions}
+
+
+@pytest.fixture(params=range(34, 100, 3))
+def terminal(request, monkeypatch) -> Console:
+    console = Console(width=request.param, file=io.StringIO(), highlight=False, markup=False, emoji=False)
+    monkeypatch.setattr(display, "_console", lambda: console)
+    return console
+
+
+def check(terminal: Console) -> set[str]:
+    """What is shown of numbers, each of which must be one of those there are."""
+    lines = terminal.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= terminal.width
+    numbers = {word for line in lines for word in line.split() if re.fullmatch(r"[\d,]+", word)}
+    assert numbers <= {f"{PACKETS:,}", f"{BYTES:,}", "0", "1"}, lines
+    assert "…" not in terminal.file.getvalue()
+    return numbers
+
+
+def test_counters(terminal):
+    display.stats([reading()])
+    assert f"{PACKETS:,}" in check(terminal)
+
+
+def test_rates(terminal):
+    terminal.print(display._rates([reading()], {}, 1.0))
+    check(terminal)
+
+
+def test_all_columns_are_there_where_there_is_room(monkeypatch):
+    console = Console(width=120, file=io.StringIO(), highlight=False, markup=False, emoji=False)
+    monkeypatch.setattr(display, "_console", lambda: console)
+    display.stats([reading()])
+    shown = console.file.getvalue()
+    assert all(word in shown for word in ("share", "last seen", "2026-11-30T00:00:00.000Z", f"{BYTES:,}"))
