@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +96,30 @@ def _pids(pid: int) -> list[str]:
     return next(line.split()[1:] for line in status if line.startswith("NSpid:"))
 
 
-def copy_of_zeek(directory: Path) -> Path:
+# What is changed is kept in memory.
+_OVERLAY = """
+set -e
+mount -t tmpfs changes "$2"
+mkdir "$2/upper" "$2/work"
+mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" zeek "$3"
+"""
+
+
+@contextlib.contextmanager
+def copy_of_zeek(directory: Path) -> Iterator[Path]:
+    """Where it is, for as long as the block: laid over the original, or copied where the kernel cannot do that."""
     assert ZEEK is not None
-    prefix = directory / "zeek"
-    subprocess.run(["cp", "-a", str(ZEEK), str(prefix)], check=True, timeout=TIMEOUT)
-    return prefix
+    prefix, changes = directory / "zeek", directory / "changes"
+    prefix.mkdir()
+    changes.mkdir()
+    overlay = ["sh", "-c", _OVERLAY, "sh", ZEEK, changes, prefix]
+    try:
+        if subprocess.run(overlay, stderr=subprocess.DEVNULL, timeout=TIMEOUT, check=False).returncode != 0:
+            subprocess.run(["cp", "-a", f"{ZEEK}/.", prefix], check=True, timeout=TIMEOUT)
+        yield prefix
+    finally:
+        for mounted in (prefix, changes):
+            subprocess.run(["umount", "--lazy", mounted], stderr=subprocess.DEVNULL, timeout=TIMEOUT, check=False)
 
 
 def package_repository(directory: Path) -> Path:

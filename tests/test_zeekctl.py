@@ -39,8 +39,8 @@ def directory() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def cluster(directory: Path) -> Iterator[Cluster]:
     """One for all tests, which each begin with nothing running."""
-    repository, prefix = package_repository(directory), copy_of_zeek(directory)
-    with Cable() as cable:
+    repository = package_repository(directory)
+    with copy_of_zeek(directory) as prefix, Cable() as cable:
         with cable.sensor.entered():
             machine = Machine("sensor", prefix)
         with machine:

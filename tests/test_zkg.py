@@ -60,9 +60,10 @@ def test_the_helper_compiles_and_attaches_what_is_in_it(built, cable):
 @pytest.fixture
 def sensor(xdp: None) -> Iterator[tuple[Cluster, Path]]:
     """A cluster without the package, and the package's repository."""
-    with tempfile.TemporaryDirectory(prefix="xdp-erm-test-") as path, Cable() as cable:
+    with tempfile.TemporaryDirectory(prefix="xdp-erm-test-") as path, copy_of_zeek(Path(path)) as prefix, \
+            Cable() as cable:
         with cable.sensor.entered():
-            machine = Machine("sensor", copy_of_zeek(Path(path)))
+            machine = Machine("sensor", prefix)
         with machine:
             machine.run("zkg", "autoconfig", "--force")
             yield Cluster(cable, machine), package_repository(Path(path))
