@@ -1,11 +1,15 @@
-"""Kills the process that it is called in, at a step of what it does."""
+"""Kills a command, or the process that it is called in, at a step of what it does."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import signal
+import sys
+import traceback
 from typing import Any
+
+from xdp_erm_py.cli import main
 
 
 def kill_at(module: str, owner: str, step: str, when: str, number: int) -> None:
@@ -26,3 +30,22 @@ def kill_at(module: str, owner: str, step: str, when: str, number: int) -> None:
         return result
 
     setattr(place, step, killed)
+
+
+def run(*command: str, module: str, owner: str, step: str, when: str, number: int) -> int:
+    """Runs a command of the command line that is killed so; its exit status, as subprocess has it.
+
+    Forked, because to start Python and import everything takes longer than the command does.
+    """
+    process = os.fork()
+    if process != 0:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    status = 1
+    try:
+        kill_at(module, owner, step, when, number)
+        status = main(command)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import killer
 import pytest
 
 from xdp_erm_py.config import InterfaceConfig
@@ -20,17 +21,6 @@ from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 60  # seconds
-
-# Runs a command of the command line that is killed before or after the nth call of a function.
-KILLED = """
-import sys
-sys.path.append("tests")
-from killer import kill_at
-_, module, owner, step, when, number, *command = sys.argv
-kill_at(module, owner, step, when, int(number))
-from xdp_erm_py.cli import main
-sys.exit(main(command))
-"""
 
 ATTACH = [  # module, class, function, which call of it
     ("kernel.links", "Links", "set_mtu", 1), ("interface.nic", "", "_set", 1),
@@ -53,12 +43,10 @@ def steps(table):
         for when in ("before", "after")])
 
 
-def killed(*command: str, at: tuple[str, str, str, int, str], **environment: str) -> None:
+def killed(*command: str, at: tuple[str, str, str, int, str]) -> None:
     module, owner, step, number, when = at
-    done = subprocess.run([sys.executable, "-c", KILLED, module, owner, step, when, str(number), *command],
-                          cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True,
-                          timeout=TIMEOUT, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    status = killer.run(*command, module=module, owner=owner, step=step, when=when, number=number)
+    assert status == -signal.SIGKILL
 
 
 def everything() -> tuple:
