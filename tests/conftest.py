@@ -90,10 +90,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Ends the run with one plain line, which is easier for programs than pytest's own."""
+    """Ends the run with plain lines, easier for programs than pytest's own: why tests were skipped, and the count."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and not config.option.collectonly:
-        count = {kind: len(reporter.stats.get(kind, [])) for kind in ("passed", "failed", "error", "skipped")}
-        missing = sorted({_reason(report) for report in reporter.stats.get("skipped", [])})
-        print(f"{count['passed']} passed, {count['failed'] + count['error']} failed, {count['skipped']} skipped"
-              + (f" ({'; '.join(missing)})" if missing else ""))
+    if reporter is None or config.option.collectonly:
+        return
+    count = {kind: len(reporter.stats.get(kind, [])) for kind in ("passed", "failed", "error", "skipped")}
+    for missing in sorted({_reason(report) for report in reporter.stats.get("skipped", [])}):
+        print(f"skipped: {missing}")
+    print(f"{count['passed']} passed, {count['failed'] + count['error']} failed, {count['skipped']} skipped")

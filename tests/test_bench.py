@@ -81,8 +81,8 @@ def test_drops_are_told_by_place(programs: Path) -> None:
     with balance.arranged(InterfaceConfig()) as cable, cable.sensor.entered(), \
             load.Members(programs, SENSOR_INTERFACE, 1, 1_000_000) as members, load.Load(cable, layout) as sending:
         found = load.reached(sending, members, SECONDS)
-    assert found.dropped_at_rings > found.offered / 2
-    assert found.dropped_at_veth < found.offered / 10
+    assert found.dropped_at_rings > 10 * sum(found.packets)
+    assert found.dropped_at_veth + found.dropped_at_rings < 1.5 * found.offered  # none is told twice
     with Cable() as cable, cable.sensor.entered(), load.Members(programs, SENSOR_INTERFACE, 1) as members, \
             load.Load(cable, layout) as sending:
         found = load.reached(sending, members, SECONDS)
@@ -130,6 +130,7 @@ def test_vxlan_carries_the_same_frames() -> None:
 
 # Zeek
 
+@pytest.mark.nightly
 @needs_zeek
 @pytest.mark.parametrize("case", zeek.CASES, ids=[case.name for case in zeek.CASES])
 def test_zeek_loses_nothing_of_a_trickle_and_something_of_a_flood(xdp: None, monkeypatch: pytest.MonkeyPatch,
@@ -204,6 +205,7 @@ def quick(xdp: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick
     yield Quick(output.getvalue(), json.loads(result.read_text())["rows"], picture, names)
 
 
+@pytest.mark.nightly
 def test_every_row_is_in_table_and_json(quick: Quick) -> None:
     names = [str(row["name"]) for row in quick.rows]
     assert len(set(names)) == len(names)
@@ -221,6 +223,7 @@ def test_the_command_says_what_it_takes() -> None:
     assert "invalid choice: 'nothing'" in done.stderr
 
 
+@pytest.mark.nightly
 def test_the_picture_is_a_png(quick: Quick) -> None:
     assert quick.picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 

@@ -20,7 +20,7 @@ from scapy.layers.l2 import ARP, GRE, LLC, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
 
-pytestmark = [needs_zeek, pytest.mark.skipif(not shutil.which("valgrind"), reason="no valgrind")]
+pytestmark = [pytest.mark.nightly, needs_zeek, pytest.mark.skipif(not shutil.which("valgrind"), reason="no valgrind")]
 
 MEMORY_ERROR = 99  # the exit status that valgrind is told to use
 TIMEOUT = 300  # seconds

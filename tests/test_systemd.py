@@ -17,6 +17,8 @@ from xdp_erm_py import systemd
 from xdp_erm_py.errors import UsageError, XdpErmError
 from xdp_erm_py.lab.traffic import synthetic
 
+pytestmark = pytest.mark.xdist_group("systemd")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 XDP_ERM = REPOSITORY / "bin" / "xdp-erm"
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

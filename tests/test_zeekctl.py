@@ -20,7 +20,7 @@ from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import Cable
 from xdp_erm_py.lab.traffic import synthetic
 
-pytestmark = [needs_zeek, pytest.mark.usefixtures("xdp")]
+pytestmark = [needs_zeek, pytest.mark.usefixtures("xdp"), pytest.mark.xdist_group("zeekctl")]
 
 WORKERS = ["worker-1", "worker-2", "worker-3", "worker-4"]
 PID_FILE = "/run/xdp-erm-publish.pid"

@@ -18,6 +18,7 @@ from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 
 
+@pytest.mark.nightly
 def test_every_fault_once(xdp):
     done = soak(0, 1)
     assert done.wrong == []
