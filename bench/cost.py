@@ -168,8 +168,8 @@ def receiver(directory: Path) -> Iterator[Members]:
         stack.enter_context(namespace.entered())
         with IPRoute() as route:
             route.link("set", index=1, state="up")
-        with Links() as links:
-            isolation.isolate(links.find("lo"), lambda _: None)
+        with Links() as links, isolation.counting({}) as taken:
+            isolation.isolate(links.find("lo"), None, taken, lambda _: None)
         yield stack.enter_context(Members(directory, "lo", 1))
 
 

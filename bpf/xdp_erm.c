@@ -25,6 +25,7 @@
 
 #include <linux/types.h>
 #include "shared.h"
+#include "mark.h"
 #include "packet.h"
 
 struct counter {
@@ -306,21 +307,24 @@ static __always_inline void write_tag(struct xdp_md *ctx, u32 tag)
 /* Room for the mark before the frame; it lies in what was stripped and is not written yet. 0, or the kernel's error. */
 static __always_inline int reserve_mark(struct xdp_md *ctx)
 {
-	return bpf_xdp_adjust_meta(ctx, -(int)sizeof(u32));
+	return bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct mark));
 }
 
 static __always_inline void release_mark(struct xdp_md *ctx)
 {
-	bpf_xdp_adjust_meta(ctx, sizeof(u32));
+	bpf_xdp_adjust_meta(ctx, sizeof(struct mark));
 }
 
 static __always_inline void write_mark(struct xdp_md *ctx)
 {
-	u32 *mark = (void *)(long)ctx->data_meta;
+	struct mark *mark = (void *)(long)ctx->data_meta;
+	u32 *word = (void *)(long)ctx->data;
 
 	/* Again for the verifier's sake only. */
-	if ((void *)(mark + 1) <= (void *)(long)ctx->data)
-		*mark = MARK;
+	if ((void *)(mark + 1) > (void *)word)
+		return;
+	mark->magic = MARK;
+	mark->type = (void *)(word + 4) > (void *)(long)ctx->data_end ? 0 : word[3];
 }
 #else
 static __always_inline int reserve_mark(struct xdp_md *ctx)
@@ -551,9 +555,9 @@ static __always_inline void decapsulate(struct xdp_md *ctx, long length, struct 
 		outcome->verdict = VERDICT_FAILED;
 		return;
 	}
-	write_mark(ctx);
 	if (tagged)
 		write_tag(ctx, innermost.tag);
+	write_mark(ctx);
 }
 
 static __always_inline void count(u32 index, u64 bytes)

@@ -16,7 +16,14 @@ from xdp_erm_py.program.compiler import PLAIN, Compiled, Variant
 from xdp_erm_py.program.reference import Session
 
 XDP_PASS, XDP_REDIRECT = 2, 4
-MARK = struct.pack("=I", shared.MARK)
+
+
+MARK_LENGTH = 8
+
+
+def mark(frame: bytes) -> bytes:
+    """The metadata of a decapsulated frame, as in bpf/mark.h."""
+    return struct.pack("=I", shared.MARK) + (frame[12:16] if len(frame) >= 16 else bytes(4))
 
 
 class Counted(NamedTuple):
@@ -60,8 +67,8 @@ class Program:
         assert result == (self.action if "decapsulated" in moved else XDP_PASS)
         if self._isolate and "decapsulated" in moved:
             # A test run gives the metadata with the frame.
-            assert left[:len(MARK)] == MARK
-            left = left[len(MARK):]
+            metadata, left = left[:MARK_LENGTH], left[MARK_LENGTH:]
+            assert metadata == mark(left)
         return Outcome(left, moved, _moved(sessions, self.sessions()), _moved(senders, self.senders()))
 
     def counters(self) -> dict[str, Counted]:

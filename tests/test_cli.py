@@ -21,6 +21,7 @@ import pytest
 from xdp_erm_py import __version__, lab, shared
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import attachment, stats
+from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.fanout import FanoutWorkers
@@ -132,7 +133,8 @@ def test_json(cable, attached):
     assert json.loads(run("stats", SENSOR, "--json").stdout)["interfaces"] == [interface]
     # Status is the same without what is counted, but looks at the filter.
     del interface["counters"], interface["sessions"], interface["foreign"], interface["cpus"]
-    assert json.loads(run("status", "--json").stdout) == {"interfaces": [{**interface, "isolated": True}]}
+    assert json.loads(run("status", "--json").stdout) == {"interfaces": [{
+        **interface, "isolated": True, "isolated_by": "tcx" if bpf.tcx(1) else "clsact", "isolated_after": []}]}
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import filters
 import foreign
 import pytest
 from shell import TIMEOUT, shell
@@ -231,7 +232,7 @@ def test_mode(cable):
 def test_isolation(cable):
     attachment.attach(SENSOR, InterfaceConfig())
     well("isolated")
-    shell(f"tc filter del dev {SENSOR} ingress")
+    filters.take_away(SENSOR)
     says("isolated", PROBLEM, f"`xdp-erm attach {SENSOR}` puts it back")
     attachment.attach(SENSOR, InterfaceConfig(isolate=False))
     says("isolated", WARNING, "`isolate` is off")
@@ -371,7 +372,7 @@ def state() -> list[Any]:
         link = links.find(SENSOR)
         carried = copy.deepcopy(attached.attachment_of(link))
     lock = journal.LOCK.stat().st_mtime_ns if journal.LOCK.exists() else None
-    rest = shell(f"ethtool -k {SENSOR}; tc filter show dev {SENSOR} ingress; tc qdisc; ip address")
+    rest = filters.everything(SENSOR) + shell(f"ethtool -k {SENSOR}; tc qdisc; ip address")
     return [link, carried, lock, rest]
 
 
@@ -379,7 +380,8 @@ def state() -> list[Any]:
 def test_nothing_changes(cable, attached):
     if attached:
         attachment.attach(SENSOR, InterfaceConfig())
-        shell(f"ethtool -K {SENSOR} rx-checksum on; tc filter del dev {SENSOR} ingress")
+        shell(f"ethtool -K {SENSOR} rx-checksum on")
+        filters.take_away(SENSOR)
     before = state(), sorted(os.listdir("/proc/self/fd"))
     list(doctor.examine([SENSOR]))
     assert (state(), sorted(os.listdir("/proc/self/fd"))) == before
@@ -409,7 +411,7 @@ def test_the_command(cable, tmp_path, capsys):
     assert f"ok       {SENSOR}: native mode" in lines and "ok       host: BPF can be used" in lines
     assert any(line.startswith(f"warning  {SENSOR}: `sources` is not set") for line in lines)
     assert not any(line.startswith("problem") for line in lines)
-    shell(f"tc filter del dev {SENSOR} ingress")
+    filters.take_away(SENSOR)
     done = run(SENSOR)
     assert (done.returncode, done.stderr) == (1, "")
     assert f"\nproblem  {SENSOR}: the filter that keeps mirrored frames from the host is gone" in done.stdout

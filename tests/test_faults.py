@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import filters
 import foreign
 import pytest
 from pyroute2 import IPRoute
@@ -45,8 +46,7 @@ def everything(name: str = SENSOR) -> tuple:
         link = links.find(name)
         unfinished = entries.unfinished(link)
     return (link.mtu, link.program_id, unfinished, run("ethtool", "-k", name).stdout.partition("\n")[2],
-            run("tc", "qdisc", "show", "dev", name).stdout.replace(name, ""),
-            run("tc", "filter", "show", "dev", name, "ingress").stdout)
+            filters.everything(name).replace(name, ""))
 
 
 def change(name: str, **what: object) -> None:
@@ -162,7 +162,7 @@ def test_an_interface_that_is_created_anew(cable):
 
 
 def test_an_interface_in_another_network_namespace(cable):
-    """The program goes with it, and is detached there; the filter does not, and is put there by the next attach."""
+    """Program and filter go with it, and are detached there; a filter of clsact does not, but is put there again."""
     before = everything()
     attachment.attach(SENSOR, DEFAULT)
     assert decapsulates(cable)
@@ -174,7 +174,7 @@ def test_an_interface_in_another_network_namespace(cable):
             assert counted() == 50
             attachment.attach(SENSOR, DEFAULT)
             with Links() as links:
-                assert isolation.is_isolated(links.find(SENSOR))
+                assert isolation.look(links.find(SENSOR)).by
             attachment.detach(SENSOR)
             change(SENSOR, state="up")  # as it was; moved interfaces are down
             assert everything() == before

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
 import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import filters
 import pytest
 from frames import ERM, ip, udp
 from pyroute2 import IPRoute
 from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import ARP, Dot1Q, Ether
 from shell import TIMEOUT, shell
 
 from xdp_erm_py import lab, shared
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attachment, isolation, journal, stats
-from xdp_erm_py.kernel import bpf, sysfs
+from xdp_erm_py.interface import attached, attachment, isolation, journal, stats
+from xdp_erm_py.kernel import bpf, clsact, sysfs
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
@@ -34,6 +38,7 @@ from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.namespace import Namespace
 from xdp_erm_py.lab.traffic import Packet
 from xdp_erm_py.program import compiler
+from xdp_erm_py.program.module import Function, Object
 from xdp_erm_py.program.reference import insert_vlan_tag
 
 HOST_INTERFACES = Path("/sys/class/net")
@@ -41,7 +46,8 @@ ADDRESS, ADDRESS6, OTHER, OTHER6 = "10.5.0.1", "fd00:5::1", "10.5.0.9", "fd00:5:
 VLAN = 10
 OTHER_MAC = "02:00:00:00:05:09"
 TCP_PORT, UDP_PORT = 2222, 5353
-OURS = f"xdp_erm_isolate-{compiler.classifier_digest()}"
+FILTER = isolation.FILTER
+OURS = f"{FILTER}-{compiler.classifier_digest()}"  # in clsact
 
 
 @pytest.fixture
@@ -208,59 +214,134 @@ def test_a_bridge_gets_no_mirrored_frame(sensor):
     assert OTHER_MAC not in shell("bridge fdb show br bridge0")
 
 
-# Its place among the filters
+# Its place among what sees frames behind the taps
 
 
-def filters() -> list[str]:
-    """The names of the BPF filters, in the order in which they run."""
-    return re.findall(r"handle 0x\w+ (\S+) direct-action", shell(f"tc filter show dev {SENSOR} ingress"))
+def old_kernel(monkeypatch) -> None:
+    """Makes it one without tcx, as far as isolation can tell."""
+    monkeypatch.setattr(isolation, "_has_tcx", lambda link: False)
 
 
-def qdiscs() -> set[str]:
-    return set(re.findall(r"qdisc (\w+)", shell(f"tc qdisc show dev {SENSOR}")))
+@pytest.fixture(params=["tcx", "clsact"])
+def hook(request, cable, monkeypatch) -> str:
+    """Each of the two ways; the first only where the kernel has it."""
+    if request.param == "clsact":
+        old_kernel(monkeypatch)
+    elif bpf.tcx(1) is None:
+        pytest.skip("this kernel has no tcx")
+    return request.param
 
 
-def add_filter(name: str, preference: int, action: int = 0) -> None:
-    """Somebody else's filter, which ends with `action` (0: the frame is fine)."""
-    instructions = bytes.fromhex(f"b7000000{action & 0xff:02x}000000 9500000000000000")
-    with bpf.descriptor(bpf.load_classifier("theirs", instructions, b"GPL")) as program, Links() as links, \
-            IPRoute() as route:
-        route.tc("add-filter", "bpf", links.find(SENSOR).index, 0, fd=program, name=name, parent=0xFFFFFFF2,
-                 prio=preference, protocol=3, classid=0, direct_action=True)
+def places() -> tuple[list[str], list[str], bool]:
+    """The names of tcx programs, of filters, and whether there is a clsact qdisc."""
+    return filters.tcx(SENSOR), filters.clsact(SENSOR), "clsact" in filters.qdiscs(SENSOR)
+
+
+NOTHING = [], [], False
+THERE = {"tcx": ([FILTER], [], False), "clsact": ([], [OURS + "+clsact"], True)}
+
+
+def looked() -> isolation.Isolation:
+    with Links() as links:
+        return isolation.look(links.find(SENSOR))
 
 
 @pytest.mark.check
-def test_filter_and_qdisc_come_and_go(cable):
-    before = qdiscs()
+def test_it_comes_and_goes(hook):
+    before = filters.everything(SENSOR)
     attachment.attach(SENSOR, InterfaceConfig())
-    assert (filters(), qdiscs() - before) == ([OURS + "+clsact"], {"clsact"})
+    first = filters.everything(SENSOR)
+    assert (places(), looked()) == (THERE[hook], (hook, ()))
     attachment.attach(SENSOR, InterfaceConfig())
     attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))
-    assert filters() == [OURS + "+clsact"]
+    assert filters.everything(SENSOR) == first
     attachment.detach(SENSOR)
-    assert qdiscs() == before
+    assert filters.everything(SENSOR) == before
+
+
+def test_a_hostile_mirror_moves_nothing_of_an_old_kernels_host(sensor, monkeypatch):
+    old_kernel(monkeypatch)
+    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    sensor.wait_for_carrier()
+    packets = hostile(mac())
+    before = settled()
+    mirror(sensor, packets, "strip")
+    time.sleep(0.5)
+    assert (counted(), places()) == (before, THERE["clsact"])
+
+
+@pytest.mark.parametrize("says", [filters.NEXT, filters.PASS, filters.DROP])
+def test_somebody_elses_tcx_program_that_was_there_comes_after_ours(sensor, says):
+    """What it lets pass comes past all filters of clsact."""
+    filters.add_tcx(SENSOR, says)
+    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    assert (filters.tcx(SENSOR), looked()) == ([FILTER, "theirs"], ("tcx", ()))
+    sensor.wait_for_carrier()
+    packets, before = hostile(mac()), received()
+    mirror(sensor, packets, "strip")
+    assert received() == before
+    attachment.detach(SENSOR)
+    assert filters.tcx(SENSOR) == ["theirs"]
+
+
+def test_their_tcx_program_that_comes_later_and_first_is_told_of_and_passed(sensor):
+    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    sensor.wait_for_carrier()
+    packets, before = hostile(mac()), received()
+    filters.add_tcx(SENSOR, filters.PASS)
+    filters.add_tcx(SENSOR, filters.PASS, first=False)
+    by, (theirs,) = looked()
+    assert (by, re.fullmatch(r"the tcx program \d+ \(theirs\)", theirs) is not None) == ("tcx", True)
+    mirror(sensor, packets, "strip")
+    assert received() != before
+    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    assert (filters.tcx(SENSOR), looked()) == ([FILTER, "theirs", "theirs"], ("tcx", ()))
+
+
+def test_somebody_who_attaches_at_the_same_time_is_no_hindrance(cable, monkeypatch):
+    attach_tcx = bpf.attach_tcx
+
+    def interrupted(*arguments):
+        monkeypatch.setattr(bpf, "attach_tcx", attach_tcx)
+        filters.add_tcx(SENSOR, filters.PASS)
+        attach_tcx(*arguments)
+
+    monkeypatch.setattr(bpf, "attach_tcx", interrupted)
+    attachment.attach(SENSOR, InterfaceConfig())
+    assert filters.tcx(SENSOR) == [FILTER, "theirs"]
 
 
 @pytest.mark.parametrize("qdisc", ["clsact", "ingress"])
-def test_a_qdisc_and_filters_that_were_there_stay(cable, qdisc):
+def test_a_qdisc_and_filters_that_were_there_stay(hook, qdisc):
     shell(f"tc qdisc add dev {SENSOR} {qdisc}")
-    add_filter("theirs", 1)
+    filters.add_clsact(SENSOR, 1)
     attachment.attach(SENSOR, InterfaceConfig())
-    assert filters() == [OURS, "theirs"]  # theirs accepts all frames, which ends the matter
+    # Theirs accepts all frames, which ends the matter.
+    assert filters.tcx(SENSOR) + filters.clsact(SENSOR) == [FILTER if hook == "tcx" else OURS, "theirs"]
     attachment.detach(SENSOR)
-    assert (filters(), qdisc in qdiscs()) == (["theirs"], True)
+    assert (filters.tcx(SENSOR), filters.clsact(SENSOR), qdisc in filters.qdiscs(SENSOR)) == ([], ["theirs"], True)
 
 
-def test_filters_that_came_later_stay_with_the_qdisc(cable):
+def test_filters_that_came_later_stay_with_the_qdisc(cable, monkeypatch):
+    old_kernel(monkeypatch)
     attachment.attach(SENSOR, InterfaceConfig())
-    add_filter("theirs", 7)
+    filters.add_clsact(SENSOR, 7)
     attachment.detach(SENSOR)
-    assert (filters(), "clsact" in qdiscs()) == (["theirs"], True)
+    assert places() == ([], ["theirs"], True)
 
 
-def test_their_filter_still_sees_the_hosts_own_traffic(sensor):
+def test_their_filter_that_comes_later_and_first_is_told_of_and_passed(cable, monkeypatch):
+    old_kernel(monkeypatch)
+    attachment.attach(SENSOR, InterfaceConfig())
+    filters.add_clsact(SENSOR, 1)
+    assert looked() == ("clsact", ("the filter theirs of preference 1",))
+    attachment.attach(SENSOR, InterfaceConfig())
+    assert (places(), looked()) == (([], [OURS + "+clsact", "theirs"], True), ("clsact", ()))
+
+
+def test_their_filter_still_sees_the_hosts_own_traffic(sensor, hook):
     shell(f"tc qdisc add dev {SENSOR} clsact")
-    add_filter("theirs", 1, action=2)  # drops all
+    filters.add_clsact(SENSOR, 1, filters.DROP)
     attachment.attach(SENSOR, InterfaceConfig())
     sensor.wait_for_carrier()
     with sensor.switch.entered():
@@ -269,59 +350,73 @@ def test_their_filter_still_sees_the_hosts_own_traffic(sensor):
             socket.create_connection((ADDRESS, TCP_PORT), timeout=2)
 
 
-def test_other_kinds_of_filters_before_it_are_warned_of():
-    others = [isolation._Filter(*fields) for fields in (
-        (1, 0, "flower", None), (1, 1, "flower", None), (3, 1, "u32", None), (4, 1, "bpf", "theirs"))]
-    assert isolation._preference(others) == (2, [1])
-    assert isolation._preference(others[2:]) == (1, [])
-    assert isolation._preference([]) == (1, [])
+def made_up(*fields: tuple[int, int, str, str | None]) -> list[isolation._Filter]:
+    """Filters of clsact: preference, handle, kind, name."""
+    return [isolation._Filter(name or kind, 7 if name else None, clsact.Filter(preference, handle, kind, name, None))
+            for preference, handle, kind, name in fields]
 
 
-def test_it_is_switched_on_and_off_under_way(cable):
+def test_other_kinds_of_filters_before_it_are_told_of():
+    others = made_up((1, 0, "flower", None), (1, 1, "flower", None), (3, 1, "u32", None), (4, 1, "bpf", "theirs"))
+    assert (isolation._preference(others), isolation._preference(others[2:]), isolation._preference([])) == (2, 1, 1)
+    ours = made_up((2, 1, "bpf", OURS))
+    assert list(map(isolation._called, isolation._before(others[:2] + ours + others[2:]))) == [
+        "the filter flower of preference 1"]
+
+
+def test_it_is_not_put_there_anew_where_it_could_come_no_sooner(monkeypatch):
+    old_kernel(monkeypatch)
+    flower = made_up((1, 0, "flower", None), (1, 1, "flower", None))
+    ours, theirs = made_up((2, 1, "bpf", OURS), (2, 2, "bpf", "theirs"))
+    assert isolation._stands_well(None, [*flower, ours, theirs])
+    assert not isolation._stands_well(None, [*flower, theirs, ours])
+
+
+def test_it_is_switched_on_and_off_under_way(hook):
     attachment.attach(SENSOR, InterfaceConfig(isolate=False))
-    assert (filters(), "clsact" in qdiscs()) == ([], False)
+    assert places() == NOTHING
     attachment.attach(SENSOR, InterfaceConfig())
-    assert filters() == [OURS + "+clsact"]
+    assert places() == THERE[hook]
     said = attachment.attach(SENSOR, InterfaceConfig(isolate=False))
     assert said[-1] == f"{SENSOR}: the host's own network stack sees all frames again"
-    assert (filters(), "clsact" in qdiscs()) == ([], False)
+    assert places() == NOTHING
 
 
-def test_a_filter_that_was_taken_away_is_put_back(cable):
+def test_a_filter_that_was_taken_away_is_put_back(hook):
     attachment.attach(SENSOR, InterfaceConfig())
-    shell(f"tc qdisc del dev {SENSOR} clsact")
-    with Links() as links:
-        assert not isolation.is_isolated(links.find(SENSOR))
+    filters.take_away(SENSOR)
+    assert looked() == (None, ())
     attachment.attach(SENSOR, InterfaceConfig())
-    assert filters() == [OURS + "+clsact"]
+    assert places()[:2] == (THERE[hook][0], [OURS] if hook == "clsact" else [])
 
 
 @pytest.mark.parametrize("gone", ["program", "never attached"])
-def test_a_filter_that_was_left_alone_is_removed(cable, gone):
+def test_a_filter_that_was_left_alone_is_removed(hook, gone):
     """Somebody took the program off, or a command was killed between filter and program."""
     if gone == "program":
         attachment.attach(SENSOR, InterfaceConfig())
         shell(f"ip link set dev {SENSOR} xdp off")
     else:
-        with Links() as links:
-            isolation.isolate(links.find(SENSOR), lambda _: None)
+        with Links() as links, isolation.counting({}) as taken:
+            isolation.isolate(links.find(SENSOR), None, taken, lambda _: None)
     assert attachment.detach(SENSOR) == [f"{SENSOR}: the host's own network stack sees all frames again"]
-    assert (filters(), "clsact" in qdiscs()) == ([], False)
+    assert places() == NOTHING
     assert attachment.detach(SENSOR) == [f"{SENSOR}: xdp-erm is not attached"]
 
 
-def test_a_refused_attach_leaves_no_filter(cable, monkeypatch):
+def test_a_refused_attach_leaves_no_filter(hook, monkeypatch):
     def refuses(*_):
         raise XdpErmError("no")
     monkeypatch.setattr(attachment, "_attach", refuses)
     with pytest.raises(XdpErmError):
         attachment.attach(SENSOR, InterfaceConfig())
-    assert (filters(), "clsact" in qdiscs()) == ([], False)
+    assert places() == NOTHING
 
 
-def test_a_kernel_without_such_filters_is_not_attached_to(cable, monkeypatch):
+def test_a_kernel_without_such_filters_is_not_attached_to(hook, monkeypatch):
     # The program does nothing a filter could be.
-    monkeypatch.setattr(compiler, "classifier", lambda: (bytes(8), b"GPL"))
+    nothing = Object("GPL", {}, {compiler.CLASSIFIER: Function(bytes(8), ())})
+    monkeypatch.setattr(compiler, "classifier", lambda: nothing)
     with pytest.raises(XdpErmError, match=rf"^{SENSOR}: decapsulated frames cannot be kept from the host's own network "
                                           r"stack, the kernel does not load the filter: .*isolate: false \(--no-isolate"
                                           r"\) attaches without$"):
@@ -379,42 +474,64 @@ def upgrade(tmp_path, monkeypatch):
     return upgrade
 
 
-@pytest.mark.parametrize("name", ["digest", "without"])
-def test_a_filter_of_another_version_is_replaced(sensor, upgrade, monkeypatch, name):
-    """Under hostile traffic, at no moment of which there is a program whose frames no filter takes."""
-    with monkeypatch.context() as patched:
-        if name == "without":  # as the first versions called it
-            patched.setattr(isolation, "_name", lambda: isolation.FILTER)
-        attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
-    old, = filters()
-    before = received()
-    upgrade()
-    stack = []
+def put_under_hostile_traffic(sensor, monkeypatch) -> list[tuple[list[str], list[str], bool]]:
+    """Has a mirror send right before and after the program is swapped; says where the filters are then."""
+    there = []
     original = attachment._put
 
     def put(*arguments):
-        stack.append(filters())
+        there.append(places())
         mirror(sensor, hostile(mac()), "strip")  # by the old program
         said = original(*arguments)
-        stack.append(filters())
+        there.append(places())
         mirror(sensor, hostile(mac()), "strip")  # by the new one
         return said
 
     monkeypatch.setattr(attachment, "_put", put)
+    return there
+
+
+def test_a_filter_of_another_version_is_replaced(sensor, hook, upgrade, monkeypatch):
+    """Under hostile traffic, at no moment of which there is a program whose frames no filter takes."""
+    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    old = places()
+    before = received()
+    upgrade()
+    there = put_under_hostile_traffic(sensor, monkeypatch)
     assert f"{SENSOR}: decapsulated frames are kept from the host's own network stack, by a newer filter" in \
         attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
-    new, = filters()
-    assert new == f"xdp_erm_isolate-{compiler.classifier_digest()}+clsact" != old
-    assert stack == [[new, old], [new, old]]
+    newer = f"xdp_erm_isolate-{compiler.classifier_digest()}+clsact"
+    both, new = {"tcx": (([FILTER, FILTER], [], False), old),
+                 "clsact": (([], [newer, *old[1]], True), ([], [newer], True))}[hook]
+    assert (there, places()) == ([both, both], new)
     mirror(sensor, hostile(mac()), "strip")
     assert received() == before
     attachment.detach(SENSOR)
-    assert (filters(), "clsact" in qdiscs()) == ([], False)
+    assert places() == NOTHING
 
 
-def test_a_failed_upgrade_leaves_the_old_filter(cable, upgrade, monkeypatch):
+@pytest.mark.parametrize("name", ["digest", "without"])
+def test_a_version_that_used_clsact_moves_over(sensor, upgrade, monkeypatch, name):
+    """Under the same traffic; the qdisc that was made for it goes with the old filter."""
+    if bpf.tcx(1) is None:
+        pytest.skip("this kernel has no tcx")
+    with monkeypatch.context() as patched:
+        old_kernel(patched)
+        if name == "without":  # as the first versions called it
+            patched.setattr(compiler, "classifier_digest", lambda: "")
+        attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    old = places()
+    before = received()
+    upgrade()
+    there = put_under_hostile_traffic(sensor, monkeypatch)
+    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    assert (there, places()) == ([([FILTER], *old[1:])] * 2, THERE["tcx"])
+    assert received() == before
+
+
+def test_a_failed_upgrade_leaves_the_old_filter(hook, upgrade, monkeypatch):
     attachment.attach(SENSOR, InterfaceConfig())
-    before = filters()
+    before = filters.everything(SENSOR)
     upgrade()
 
     def refuses(*_):
@@ -422,11 +539,11 @@ def test_a_failed_upgrade_leaves_the_old_filter(cable, upgrade, monkeypatch):
     monkeypatch.setattr(attachment, "_attach", refuses)
     with pytest.raises(XdpErmError):
         attachment.attach(SENSOR, InterfaceConfig())
-    assert filters() == before
+    assert filters.everything(SENSOR) == before
 
 
 @pytest.mark.parametrize("step", ["_put", "retire"])
-def test_an_upgrade_that_is_killed_is_finished_by_the_next_attach(cable, upgrade, monkeypatch, step):
+def test_an_upgrade_that_is_killed_is_finished_by_the_next_attach(hook, upgrade, monkeypatch, step):
     attachment.attach(SENSOR, InterfaceConfig())
     upgrade()
     with monkeypatch.context() as patched:
@@ -435,20 +552,170 @@ def test_an_upgrade_that_is_killed_is_finished_by_the_next_attach(cable, upgrade
             patched.setattr(owner, name, lambda *_: [])
         with pytest.raises(SystemExit):
             attachment.attach(SENSOR, InterfaceConfig())
-    assert len(filters()) == 2
+    assert len(filters.tcx(SENSOR) + filters.clsact(SENSOR)) == 2
     attachment.attach(SENSOR, InterfaceConfig())
-    assert filters() == [f"xdp_erm_isolate-{compiler.classifier_digest()}+clsact"]
+    assert len(filters.tcx(SENSOR) + filters.clsact(SENSOR)) == 1
     attachment.detach(SENSOR)
-    assert (filters(), "clsact" in qdiscs()) == ([], False)
+    assert places() == NOTHING
 
 
 def test_somebody_elses_empty_qdisc_stays_where_a_command_was_killed(cable, monkeypatch):
+    old_kernel(monkeypatch)
     shell(f"tc qdisc add dev {SENSOR} clsact")
     with monkeypatch.context() as patched:
-        patched.setattr(isolation, "_add_filter", lambda *_: sys.exit("killed"))
+        patched.setattr(clsact, "add_filter", lambda *_: sys.exit("killed"))
         for owner, name in ((attachment.nic, "restore"), (journal.Journal, "end")):
             patched.setattr(owner, name, lambda *_: [])
         with pytest.raises(SystemExit):
             attachment.attach(SENSOR, InterfaceConfig())
     assert attachment.detach(SENSOR)
-    assert "clsact" in qdiscs()
+    assert "clsact" in filters.qdiscs(SENSOR)
+
+
+# What it counts
+
+
+def isolated() -> dict[str, int]:
+    return stats.snapshot(SENSOR)[0]["isolation"]
+
+
+def leaked() -> int:
+    with Links() as links:
+        return stats.leaked(attached.find(links, SENSOR))
+
+
+def send(cable, number: int = 20, vlan: int = VLAN, inner: bytes = b"") -> None:
+    """So many mirrored frames, which are decapsulated when this returns."""
+    before = decapsulated()
+    frame = inner or bytes(Ether(src=OTHER_MAC, dst="02:00:00:00:00:77") / IP() / UDP() / b"mirrored")
+    for _ in range(number):
+        cable.send(bytes(Ether() / ip() / udp() / ERM(vlan=vlan) / frame))
+    deadline = time.monotonic() + TIMEOUT
+    while decapsulated() < before + number and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert decapsulated() == before + number
+
+
+def decapsulated() -> int:
+    return stats.snapshot(SENSOR)[0]["counters"]["decapsulated"]["packets"]
+
+
+WAYS = {"native": InterfaceConfig(mode="native"), "generic": InterfaceConfig(mode="generic"),
+        "cpumap": InterfaceConfig(spread="cpumap"), "rps": InterfaceConfig(spread="rps")}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_it_takes_is_what_was_decapsulated(cable, hook, way):
+    attachment.attach(SENSOR, WAYS[way])
+    cable.wait_for_carrier()
+    send(cable)
+    cable.send(bytes(Ether() / IP() / UDP()))
+    assert leaked() == 0
+    assert isolated() == {"taken": 20, "outer_tagged": 0, "accounted": 20}
+    attachment.attach(SENSOR, dataclasses.replace(WAYS[way], vlan="tagged"))  # a swap
+    send(cable)
+    assert leaked() == 0
+    assert isolated() == {"taken": 40, "outer_tagged": 0, "accounted": 40}
+
+
+@pytest.mark.parametrize("thief", ["tcx", "removed"])
+def test_what_it_does_not_take_has_reached_the_host(cable, thief):
+    attachment.attach(SENSOR, InterfaceConfig())
+    cable.wait_for_carrier()
+    send(cable)
+    if thief == "tcx":
+        filters.add_tcx(SENSOR, filters.PASS)
+    else:
+        filters.take_away(SENSOR)
+    send(cable, 7)
+    assert (leaked(), isolated()["accounted"]) == (7, 20)
+    attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))  # which puts ours first again
+    send(cable, 5)
+    assert (leaked(), isolated()["accounted"]) == (0, 32)
+
+
+def test_what_the_kernel_has_dropped_is_accounted_for(cable, monkeypatch):
+    """The queue of another CPU was full, as may be with receive packet steering."""
+    attachment.attach(SENSOR, InterfaceConfig())
+    cable.wait_for_carrier()
+    filters.take_away(SENSOR)
+    send(cable, 7)
+    statistics = Links.statistics
+
+    def more_dropped(self, link):
+        found = statistics(self, link)
+        return {**found, "rx_dropped": found["rx_dropped"] + 5}
+    monkeypatch.setattr(Links, "statistics", more_dropped)
+    assert leaked() == 2
+
+
+def test_what_was_decapsulated_without_it_does_not_count(cable):
+    attachment.attach(SENSOR, InterfaceConfig(isolate=False))
+    cable.wait_for_carrier()
+    send(cable)
+    assert (isolated(), leaked()) == (None, 0)
+    attachment.attach(SENSOR, InterfaceConfig())
+    send(cable, 5)
+    assert (leaked(), isolated()) == (0, {"taken": 5, "outer_tagged": 0, "accounted": 25})
+
+
+@pytest.mark.parametrize("before, after", [("cpumap", "native"), ("native", "cpumap"), ("native", "generic")])
+def test_it_is_balanced_over_changes_of_way_and_mode(cable, before, after):
+    attachment.attach(SENSOR, WAYS[before])
+    cable.wait_for_carrier()
+    send(cable)
+    attachment.attach(SENSOR, WAYS[after])
+    cable.wait_for_carrier()
+    send(cable)
+    assert (leaked(), isolated()["accounted"]) == (0, 40)
+
+
+def test_a_new_program_begins_anew_where_the_filter_was_left(cable):
+    attachment.attach(SENSOR, InterfaceConfig())
+    cable.wait_for_carrier()
+    send(cable)
+    shell(f"ip link set dev {SENSOR} xdp off")
+    attachment.attach(SENSOR, InterfaceConfig())
+    cable.wait_for_carrier()
+    send(cable, 5)
+    assert (leaked(), isolated()) == (0, {"taken": 5, "outer_tagged": 0, "accounted": 5})
+
+
+@contextlib.contextmanager
+def tagged_beside(cable, tci: int) -> Iterator[None]:
+    """What the switch sends has a VLAN tag, which veth leaves beside the frame: that of a VLAN device would be, too."""
+    # bpf_skb_vlan_push(skb, htons(0x8100), tci); return TC_ACT_OK
+    instructions = struct.pack("=BBhi" * 5, 0xb7, 2, 0, socket.htons(0x8100), 0xb7, 3, 0, tci, 0x85, 0, 0, 18,
+                               0xb7, 0, 0, 0, 0x95, 0, 0, 0)
+    with cable.switch.entered(), Links() as links:
+        index = links.find(SWITCH).index
+        with bpf.descriptor(bpf.load_classifier("pushes", instructions, b"GPL")) as program, IPRoute() as route:
+            route.tc("add", "clsact", index)
+            route.tc("add-filter", "bpf", index, 0, fd=program, name="pushes", parent=0xFFFFFFF3, prio=1, protocol=3,
+                     classid=0, direct_action=True)
+    yield
+    with cable.switch.entered():
+        shell(f"tc qdisc del dev {SWITCH} clsact")
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+@pytest.mark.parametrize("vlan", ["strip", "restore"])
+def test_a_tag_of_the_wrapping_that_travels_beside_it_is_told_of(cable, mode, vlan):
+    """XDP cannot see it, and the taps get it with the mirrored frame."""
+    attachment.attach(SENSOR, InterfaceConfig(mode=mode, vlan=vlan))
+    cable.wait_for_carrier()
+    send(cable, 3)
+    own = bytes(Ether(src=OTHER_MAC, dst="02:00:00:00:00:77") / Dot1Q(vlan=7) / IP() / UDP() / b"mirrored")
+    send(cable, 3, inner=own)
+    send(cable, 3, inner=bytes(14))
+    assert isolated()["outer_tagged"] == 0
+    with tagged_beside(cable, 99):
+        with cable.switch.entered():
+            shell(f"ethtool -K {SWITCH} txvlan on")
+        send(cable, 3)
+        send(cable, 2, inner=own)
+        assert isolated()["outer_tagged"] == 5
+        with cable.switch.entered():
+            shell(f"ethtool -K {SWITCH} txvlan off")
+        send(cable, 3)
+    assert isolated()["outer_tagged"] == 5

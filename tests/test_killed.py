@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import filters
 import killer
 import pytest
 
@@ -24,23 +25,35 @@ TIMEOUT = 60  # seconds
 
 ATTACH = [  # module, class, function, which call of it
     ("kernel.links", "Links", "set_mtu", 1), ("interface.nic", "", "_set", 1),
-    ("program.compiler", "", "classifier", 1), ("interface.isolation", "", "_make_qdisc", 1),
-    ("interface.isolation", "", "_add_filter", 1), ("interface.programs", "", "write_state", 1),
-    ("kernel.links", "Links", "attach", 1), ("interface.nic", "", "settle", 1),
-    ("interface.attachment", "", "write_state", 1),
+    ("program.compiler", "", "classifier", 1), ("kernel.bpf", "", "attach_tcx", 1),
+    ("interface.programs", "", "write_state", 1), ("kernel.links", "Links", "attach", 1),
+    ("interface.nic", "", "settle", 1), ("interface.attachment", "", "write_state", 1),
 ]
+ATTACH_CLSACT = [("kernel.clsact", "", "make_qdisc", 1), ("kernel.clsact", "", "add_filter", 1)]
 DETACH = [
     ("kernel.links", "Links", "detach", 1), ("kernel.links", "Links", "set_mtu", 1), ("interface.nic", "", "_set", 1),
-    ("interface.isolation", "", "_remove_qdisc", 1),
+    ("kernel.bpf", "", "detach_tcx", 1),
 ]
+DETACH_CLSACT = [("kernel.clsact", "", "remove_qdisc", 1)]
 SWAP = [("interface.programs", "", "write_state", 1), ("kernel.links", "Links", "attach", 1),
+        ("interface.attachment", "", "write_state", 1)]
+# From clsact to tcx, as by an upgrade.
+MOVE = [("kernel.bpf", "", "attach_tcx", 1), ("kernel.clsact", "", "remove_qdisc", 1),
         ("interface.attachment", "", "write_state", 1)]
 
 
-def steps(table):
-    return pytest.mark.parametrize("module, owner, step, number, when", [
-        pytest.param(*row, when, id=f"{when}-{row[0]}.{row[2]}-{row[3]}") for row in table
-        for when in ("before", "after")])
+def steps(tcx, clsact=()):
+    """Of a kernel with tcx, and those of one without."""
+    return pytest.mark.parametrize("hook, module, owner, step, number, when", [
+        pytest.param(hook, *row, when, id=f"{when}-{row[0]}.{row[2]}-{row[3]}")
+        for hook, table in (("tcx", tcx), ("clsact", clsact)) for row in table for when in ("before", "after")])
+
+
+@pytest.fixture(autouse=True)
+def kernel(request, monkeypatch):
+    """Makes it one without tcx, for the steps of that."""
+    if "hook" in request.fixturenames and request.getfixturevalue("hook") == "clsact":
+        monkeypatch.setattr(isolation, "_has_tcx", lambda link: False)
 
 
 def killed(*command: str, at: tuple[str, str, str, int, str]) -> None:
@@ -50,13 +63,11 @@ def killed(*command: str, at: tuple[str, str, str, int, str]) -> None:
 
 
 def everything() -> tuple:
-    """What attaching changes: the interface, its features, its queueing disciplines and filters."""
+    """What attaching changes: the interface, its features, what sees frames behind the taps."""
     with Links() as links:
         link = links.find(SENSOR)
-    commands = (["ethtool", "-k", SENSOR], ["tc", "qdisc", "show", "dev", SENSOR],
-                ["tc", "filter", "show", "dev", SENSOR, "ingress"])
-    return link, *(subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False).stdout
-                   for command in commands)
+    features = subprocess.run(["ethtool", "-k", SENSOR], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    return link, features.stdout, filters.everything(SENSOR)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -80,9 +91,9 @@ def small(cable):
     yield cable
 
 
-@steps(ATTACH)
+@steps(ATTACH, ATTACH_CLSACT)
 @pytest.mark.parametrize("again", [True, False])
-def test_attach(small, module, owner, step, number, when, again):
+def test_attach(small, hook, module, owner, step, number, when, again):
     """Then attached once more, or detached at once."""
     before = everything()
     killed("attach", SENSOR, "--set-mtu", at=(module, owner, step, number, when))
@@ -90,14 +101,14 @@ def test_attach(small, module, owner, step, number, when, again):
         attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
         assert stats.snapshot(SENSOR)
         with Links() as links:
-            assert (isolation.is_isolated(links.find(SENSOR)), links.find(SENSOR).mtu) == (True, 1554)
+            assert (isolation.look(links.find(SENSOR)).by, links.find(SENSOR).mtu) == (hook, 1554)
     attachment.detach(SENSOR)
     assert everything() == before
     assert unfinished() == {}
 
 
-@steps(DETACH)
-def test_detach(small, module, owner, step, number, when):
+@steps(DETACH, DETACH_CLSACT)
+def test_detach(small, hook, module, owner, step, number, when):
     before = everything()
     attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
     killed("detach", SENSOR, at=(module, owner, step, number, when))
@@ -107,7 +118,7 @@ def test_detach(small, module, owner, step, number, when):
 
 
 @steps(SWAP)
-def test_swap(cable, module, owner, step, number, when):
+def test_swap(cable, hook, module, owner, step, number, when):
     before = everything()
     attachment.attach(SENSOR, InterfaceConfig())
     killed("attach", SENSOR, "--vlan=tagged", at=(module, owner, step, number, when))
@@ -115,6 +126,23 @@ def test_swap(cable, module, owner, step, number, when):
     assert interface["config"]["vlan"] in ("restore", "tagged")
     attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))
     assert stats.snapshot(SENSOR)[0]["config"]["vlan"] == "tagged"
+    attachment.detach(SENSOR)
+    assert everything() == before
+
+
+@steps(MOVE)
+@pytest.mark.parametrize("again", [True, False])
+def test_an_upgrade_from_a_version_that_used_clsact(cable, monkeypatch, hook, module, owner, step, number, when, again):
+    before = everything()
+    with monkeypatch.context() as patched:
+        patched.setattr(isolation, "_has_tcx", lambda link: False)
+        attachment.attach(SENSOR, InterfaceConfig())
+    killed("attach", SENSOR, at=(module, owner, step, number, when))
+    with Links() as links:
+        assert isolation.look(links.find(SENSOR)).by  # at each step
+    if again:
+        attachment.attach(SENSOR, InterfaceConfig())
+        assert (filters.tcx(SENSOR), filters.clsact(SENSOR)) == ([isolation.FILTER], [])
     attachment.detach(SENSOR)
     assert everything() == before
 

@@ -251,7 +251,7 @@ def _status(args: argparse.Namespace) -> int:
     from .kernel.links import Links
     privileges.require_to_look()
     with Links() as links:
-        interfaces = [{**stats.describe(found), "isolated": isolation.is_isolated(found.link)}
+        interfaces = [{**stats.describe(found), **isolation.look(found.link).as_dict()}
                       for found in attached.find_all(links)]
     if args.json:
         print(json.dumps({"interfaces": interfaces}))

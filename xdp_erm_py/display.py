@@ -62,10 +62,15 @@ def status(interfaces: list[dict[str, Any]]) -> None:
     for interface in _printable(interfaces):
         configuration = " ".join(f"{key}={_shown(value)}" for key, value in interface["config"].items()
                                  if value not in ([], False) and not key.startswith("spread"))
-        isolated = "yes" if interface["isolated"] else "no"
-        table.add_row(interface["name"], interface["mode"], str(interface["program_id"]), isolated,
+        table.add_row(interface["name"], interface["mode"], str(interface["program_id"]), _isolated(interface),
                       _spread(interface["spread"]), interface["attached_at"], configuration)
     _console().print(table)
+
+
+def _isolated(interface: dict[str, Any]) -> str:
+    if not interface["isolated"]:
+        return "no"
+    return f"after {', '.join(interface['isolated_after'])}" if interface["isolated_after"] else "yes"
 
 
 def _spread(spread: dict[str, Any] | None) -> str:

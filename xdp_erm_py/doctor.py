@@ -302,11 +302,17 @@ def isolated(patient: Patient) -> Iterator[Result]:
     if not patient.settings["isolate"]:
         yield Result(WARNING, "`isolate` is off, so the host takes mirrored frames for its own: turn it on, unless "
                               "that is wanted")
-    elif isolation.is_isolated(patient.link):
-        yield Result(OK, "mirrored frames are kept from the host's own network stack")
-    else:
+        return
+    found = isolation.look(patient.link)
+    if found.by is None:
         yield Result(PROBLEM, "the filter that keeps mirrored frames from the host is gone: `xdp-erm attach "
                               f"{patient.link.name}` puts it back")
+    elif found.before:
+        yield Result(WARNING, f"{', '.join(found.before)} sees mirrored frames before our filter ({found.by}) and can "
+                              f"hand them to the host: `xdp-erm attach {patient.link.name}` puts ours first again, "
+                              "where that can be; else remove the other, or let it skip what bears XDP metadata")
+    else:
+        yield Result(OK, f"mirrored frames are kept from the host's own network stack ({found.by})")
 
 
 def offloads(patient: Patient) -> Iterator[Result]:

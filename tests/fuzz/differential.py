@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator
 
 from frames import ELSEWHERE, SENSOR
-from program import MARK, XDP_PASS, Counted, Program
+from program import XDP_PASS, Counted, Program, mark
 
 from fuzz.generator import LONGEST, Generator
 from xdp_erm_py import shared
@@ -187,7 +187,7 @@ class Subject:
     def _left(self, expected: Decapsulation) -> bytes:
         """What a test run gives back: the metadata with the frame."""
         marked = self._config.isolate and expected.verdict == "decapsulated"
-        return MARK + expected.frame if marked else expected.frame
+        return mark(expected.frame) + expected.frame if marked else expected.frame
 
     def _miscounted(self, batch: list[bytes]) -> str:
         """Runs a batch once more, frame by frame, to name the one that is miscounted."""

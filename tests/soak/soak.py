@@ -306,9 +306,10 @@ def interface(name: str) -> tuple[str, ...]:
     """What attaching changes, in words."""
     with Links() as links:
         link = links.find(name)
+    tcx = bpf.tcx(link.index)
     commands = (["ethtool", "-k", name], ["tc", "qdisc", "show", "dev", name],
                 ["tc", "filter", "show", "dev", name, "ingress"])
-    return f"MTU {link.mtu}, program {link.program_id}", *(
+    return f"MTU {link.mtu}, program {link.program_id}, tcx {tcx and tcx.programs}", *(
         subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False).stdout
         for command in commands)
 

@@ -31,7 +31,8 @@ class Attachment:
     link: Link
     state: dict[str, Any]
     """version, digest, config, attached_at, since_boot (the same moment in seconds since boot), spread (a spread.Plan),
-    frags (whether it takes frames in several pieces of memory), nic (what was changed for it, see nic.py)"""
+    frags (whether it takes frames in several pieces of memory), filter (that it relies on, see isolation.py), nic (what
+    was changed for it, see nic.py)"""
     maps: dict[str, int]
     """The program's maps: ids by name."""
 
@@ -100,6 +101,10 @@ def _state(value: bytes) -> dict[str, Any] | None:
         plan = state.get("spread")  # versions before it had none
         if plan:
             plausible &= isinstance(plan["how"], str) and all(type(cpu) is int for cpu in plan["cpus"])
+        relied = state.get("filter")
+        if relied:
+            plausible &= type(relied["program"]) is int and isinstance(relied["digest"], str)
+            plausible &= type(relied.get("balance")) in (int, type(None))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
     return state if plausible else None

@@ -14,10 +14,10 @@ from ..kernel import bpf
 from ..kernel.links import Link, Links
 from ..kernel.netlink import Refused
 from ..kernel.privileges import require_to_change
-from . import isolation, nic, spread, topology
+from . import isolation, nic, spread, stats, topology
 from .attached import STATE_MAP, Attachment, attachment_of, find, now, write_state
 from .journal import Journal, exclusive
-from .programs import Candidate, NoFrags, Programs, candidates_for
+from .programs import Candidate, NoFrags, Programs, bpf_refused, candidates_for
 
 
 def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]:
@@ -37,15 +37,21 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         said = mended if link.program_id is not None else [*mended, *topology.conflicts(links, link)]
         mode, chosen = _mode(link, config)
         said += chosen
+        refused = bpf_refused()
+        if refused:
+            raise XdpErmError(f"{name}: {refused}")
         candidates = candidates_for(link, current, config, mode)
-        kept = current.state if current else {
+        kept: dict[str, Any] = current.state if current else {
             "attached_at": now(), "since_boot": time.clock_gettime(time.CLOCK_BOOTTIME), "nic": {}}
+        before = current.maps if current else {}
         state = {"version": __version__, "config": config.as_dict(), "attached_at": kept["attached_at"],
                  "since_boot": kept.get("since_boot"), "nic": kept["nic"], **candidates[0].state}
         with contextlib.ExitStack() as opened:
-            programs = None
+            programs = taken = None
+            if config.isolate:
+                taken = opened.enter_context(isolation.counting(before))
             if not current or (candidates[0].mode, state["digest"]) != (current.mode, current.state["digest"]):
-                programs = Programs(opened, link, current, config, state)
+                programs = Programs(opened, link, current, config, state, taken)
                 programs.load(candidates[0])  # what fails shall fail before anything is changed
             changes: dict[str, Any] = {}
 
@@ -54,14 +60,16 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
                 journal.begin(link, changes)
 
             isolated: list[str] = []
+            put = False
             try:
                 said += nic.prepare(links, link, config.set_mtu, intend)
                 state["nic"] = nic.merged(state["nic"], changes)
-                if config.isolate:  # before there is anything to keep out
-                    isolated = isolation.isolate(link, intend)
+                if taken:  # before there is anything to keep out
+                    isolated, state["filter"] = isolation.isolate(link, kept.get("filter"), taken, intend)
                     said += isolated
                 if programs:
                     said += _put(opened, links, link, current, candidates, programs)
+                    put = True
                 if config.isolate:
                     isolation.retire(link)
                     said += [f"{name}: warning: {line}" for line in topology.starved(links, link)]
@@ -69,7 +77,7 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
                     said += isolation.release(link)
             except BaseException as error:  # Ctrl-C as well
                 with contextlib.suppress(XdpErmError):  # the interface may be gone; the first error is the one to tell
-                    if isolated:
+                    if isolated and not put:  # else it is what the attached program relies on
                         isolation.withdraw(link)
                     nic.restore(links, links.find(name), changes)
                 journal.end(link)
@@ -91,6 +99,8 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         state["nic"] = nic.merged(state["nic"], changes)
         if config.spread != "none":
             said.append(plan.line(link))
+        if config.isolate and (isolated or any(before.get(name) != attached.maps.get(name) for name in stats.BALANCED)):
+            state["filter"]["balance"] = stats.balance(attached)
         with bpf.Map.by_id(attached.maps[STATE_MAP]) as state_map:
             write_state(state_map, state)
         journal.end(link)

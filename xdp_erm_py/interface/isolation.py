@@ -1,53 +1,68 @@
-"""Keeps decapsulated frames out of the host's own network stack, by a filter on the interface's clsact qdisc.
+"""Keeps decapsulated frames out of the host's own network stack, by a filter behind the interface's packet taps.
 
-The filter (bpf/isolate.c) is known by its name, which also says of which source it is and whether the qdisc was made
-for it: there is no other state.
+The filter (bpf/isolate.c) is attached by tcx (Linux 6.6), where it runs before whatever else there is; in older kernels
+it is a filter of the interface's clsact qdisc, whose name says whether the qdisc was made for it. It is known by its
+name, and the state of the XDP program that relies on it says which one that is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import socket
 import struct
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import XdpErmError
-from ..kernel import sysfs
+from ..kernel import bpf, clsact, sysfs
 from ..kernel.links import Link, gone
-from ..kernel.netlink import CREATE, DUMP, EXCLUSIVE, NESTED, Refused, Rtnetlink, attribute, attributes, text
+from ..kernel.netlink import Refused, Rtnetlink
 from ..program import compiler
 from ..program.module import Module
 from .nic import Intend
 
-#: What the filter's name begins with. A digest of its source follows, and _QDISC where the qdisc was made for it and
-#: goes with it.
+#: The name of the filter's program, and what its name in clsact begins with. There _QDISC follows where the qdisc was
+#: made for it and goes with it.
 FILTER = "xdp_erm_isolate"
 _QDISC = "+clsact"
+
+#: The map in which it counts what it takes.
+TAKEN = "taken"
+_TAKEN = struct.Struct("=QQ")  # struct taken in bpf/isolate.c
 
 #: Drivers whose native XDP has no metadata, so that the program could not mark what it decapsulates.
 DRIVERS_WITHOUT_METADATA = ("ena", "gve", "mana", "sfc")
 
-# uapi linux/rtnetlink.h, pkt_sched.h, pkt_cls.h and if_ether.h
-_RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
-_RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
-_TCA_KIND, _TCA_OPTIONS = 1, 2
-_TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
-_DIRECT_ACTION = 1
-_CLSACT_PARENT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
-_INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
-_ALL_PROTOCOLS = socket.htons(3)
-_TC = struct.Struct("=B3xiIII")  # family, interface, handle, parent, preference << 16 | protocol in network byte order
-
 
 class _Filter(NamedTuple):
-    preference: int
-    handle: int
-    """0: the entry that each preference has of its own"""
-    kind: str
-    name: str | None
-    """of a BPF filter"""
+    """What sees incoming frames behind the taps."""
+
+    name: str
+    program_id: int | None
+    """None: it is no BPF program."""
+    clsact: clsact.Filter | None
+    """Where it is a filter of clsact. None: it is attached by tcx."""
+
+    @property
+    def is_ours(self) -> bool:
+        return self.program_id is not None and self.name.removesuffix(_QDISC).partition("-")[0] == FILTER
+
+    @property
+    def has_qdisc(self) -> bool:
+        return self.clsact is not None and self.name.endswith(_QDISC)
+
+
+class Isolation(NamedTuple):
+    """What keeps an interface's decapsulated frames from the host."""
+
+    by: str | None
+    """tcx or clsact; None: nothing does."""
+    before: tuple[str, ...]
+    """Others' programs and filters that see decapsulated frames before it, and may keep them from it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a status."""
+        return {"isolated": self.by is not None, "isolated_by": self.by, "isolated_after": list(self.before)}
 
 
 def lacks_metadata(link: Link) -> str | None:
@@ -56,60 +71,84 @@ def lacks_metadata(link: Link) -> str | None:
     return name if name in DRIVERS_WITHOUT_METADATA else None
 
 
-def is_isolated(link: Link) -> bool:
-    """Whether the filter is there."""
+def look(link: Link) -> Isolation:
+    """OSError, XdpErmError: it cannot be seen."""
     with Rtnetlink() as rtnetlink:
-        return any(map(_is_ours, _filters(rtnetlink, link, _INGRESS)))
+        filters = _filters(rtnetlink, link)
+    first = next((filter_ for filter_ in filters if filter_.is_ours), None)
+    if first is None:
+        return Isolation(None, ())
+    return Isolation("clsact" if first.clsact else "tcx", tuple(map(_called, _before(filters))))
 
 
-def isolate(link: Link, intend: Intend) -> list[str]:
-    """Puts the filter before the interface's others, where it is not there yet. Returns a line for what was done.
+def counting(maps: dict[str, int]) -> bpf.Map:
+    """The map in which the filter counts: that of the attached program, whose maps (ids by name) these are, or a new
+    one. Raises OSError."""
+    if TAKEN in maps:
+        with contextlib.ExitStack() as stack:
+            found = stack.enter_context(bpf.Map.by_id(maps[TAKEN]))
+            if found.info.value_size == _TAKEN.size:
+                stack.pop_all()
+                return found
+    return bpf.Map.create_percpu_array(TAKEN, _TAKEN.size)
 
-    One of another source stays as well, for the program that relies on it: retire() removes it once that is replaced.
+
+def taken(map_: bpf.Map) -> tuple[int, int]:
+    """What the filter has counted: frames, and those of them that had the VLAN tag of their wrapping."""
+    counted = [_TAKEN.unpack(value) for value in map_.lookup(bytes(4)) or []]
+    return sum(frames for frames, _ in counted), sum(outer for _, outer in counted)
+
+
+def isolate(link: Link, relied: dict[str, Any] | None, taken: bpf.Map,
+            intend: Intend) -> tuple[list[str], dict[str, Any]]:
+    """Puts the filter, which counts in the map `taken`, before the interface's others, where it is not there yet.
+
+    `relied` is what the attached program's state says of the filter that it relies on. Returns a line for each thing
+    done, and what the state of a program has to say that relies on the filter which is there now. An older one stays as
+    well, for the program that relies on it: retire() removes it once that is replaced.
     """
     with Rtnetlink() as rtnetlink:
-        filters = _filters(rtnetlink, link, _INGRESS)
-        ours = [filter_ for filter_ in filters if _is_ours(filter_)]
-        if any(map(_is_current, ours)):
-            return []
+        filters = _filters(rtnetlink, link)
+        ours = [filter_ for filter_ in filters if filter_.is_ours]
+        digest = compiler.classifier_digest()
+        if relied and relied["digest"] == digest and ours and ours[0].program_id == relied["program"] \
+                and _stands_well(link, filters):
+            return [], relied
         try:
             with Module(compiler.classifier()) as module:
-                program = module.load_classifier(compiler.CLASSIFIER, FILTER)
+                program = module.load_classifier(compiler.CLASSIFIER, FILTER, {TAKEN: taken.fd})
         except OSError as error:
             raise _failed(link, f"the kernel does not load the filter: {error.strerror}") from None
         try:
-            made = _make_qdisc(rtnetlink, link, intend)
-            preference, before = _preference(filters)
-            name = _name() + (_QDISC if made or any(map(_has_qdisc, ours)) else "")
-            try:
-                _add_filter(rtnetlink, link, preference, program, name)
-            except Refused as refused:
-                if made and refused.code != errno.ENODEV:
-                    _remove_qdisc(rtnetlink, link)
-                raise _failed(link, f"the kernel takes no BPF filter: {_reason(link, refused)}") from None
+            if _has_tcx(link):
+                _attach_first(link, program)
+            else:
+                _add_first(rtnetlink, link, filters, program, intend)
+            relied = {"program": bpf.program_info(program).id, "digest": digest}
         finally:
             os.close(program)
+        before = _before(_filters(rtnetlink, link))
     said = [f"{link.name}: decapsulated frames are kept from the host's own network stack"
             + (", by a newer filter" if ours else "")]
     if before:
-        said.append(f"{link.name}: warning: filters of preference {', '.join(map(str, before))} come before that and "
-                    f"still see decapsulated frames")
-    return said
+        said.append(f"{link.name}: warning: {', '.join(map(_called, before))} comes before that and still sees "
+                    f"decapsulated frames")
+    return said, relied
 
 
 def retire(link: Link) -> None:
-    """Removes filters of other sources."""
-    _remove(link, lambda filter_: not _is_current(filter_))
+    """Removes older filters than the one that isolate() has put there last."""
+    _remove(link, slice(1, None))
 
 
 def withdraw(link: Link) -> None:
-    """Undoes isolate()."""
-    _remove(link, _is_current)
+    """Undoes isolate(), which has put a filter there."""
+    _remove(link, slice(1))
 
 
 def release(link: Link) -> list[str]:
     """Removes the filter, and the qdisc if it was made for it and nobody else uses it. Returns a line for it."""
-    if _remove(link, lambda _: True):
+    if _remove(link, slice(None)):
         return [f"{link.name}: the host's own network stack sees all frames again"]
     return []
 
@@ -117,33 +156,155 @@ def release(link: Link) -> list[str]:
 def mend(link: Link) -> list[str]:
     """Removes the qdisc that isolate() has made, if it was killed before it used it. Returns a line for it."""
     with Rtnetlink() as rtnetlink:
-        filters = _filters(rtnetlink, link, _INGRESS) + _filters(rtnetlink, link, _EGRESS)
         try:
-            if filters or _qdisc_kind(rtnetlink, link) != "clsact":
+            if clsact.ingress(rtnetlink, link) or clsact.egress(rtnetlink, link) \
+                    or clsact.qdisc_kind(rtnetlink, link) != "clsact":
                 return []
-            _remove_qdisc(rtnetlink, link)
+            clsact.remove_qdisc(rtnetlink, link)
         except Refused as refused:
             raise XdpErmError(f"{link.name}: the clsact qdisc cannot be removed: {_reason(link, refused)}; `tc qdisc "
                               f"del dev {link.name} clsact` does it") from None
     return [f"{link.name}: removed the clsact qdisc"]
 
 
-def _remove(link: Link, chosen: Callable[[_Filter], bool]) -> bool:
-    """Removes those of our filters; whether there were any."""
-    with Rtnetlink() as rtnetlink:
-        filters = _filters(rtnetlink, link, _INGRESS)
-        ours = [filter_ for filter_ in filters if _is_ours(filter_) and chosen(filter_)]
-        filters += _filters(rtnetlink, link, _EGRESS)
+def _filters(rtnetlink: Rtnetlink, link: Link) -> list[_Filter]:
+    """All, in the order in which they run."""
+    try:
+        tcx = bpf.tcx(link.index)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise gone(link.name) from None
+        raise XdpErmError(f"{link.name}: its tcx programs cannot be read: {error.strerror}") from None
+    found = []
+    for program_id in tcx.programs if tcx else ():
+        with contextlib.suppress(FileNotFoundError), bpf.descriptor(bpf.program_fd(program_id)) as program:
+            found.append(_Filter(bpf.program_info(program).name, program_id, None))  # or it is gone meanwhile
+    try:
+        others = clsact.ingress(rtnetlink, link)
+    except Refused as refused:
+        raise XdpErmError(f"{link.name}: its filters cannot be read: {_reason(link, refused)}") from None
+    return found + [_Filter(other.name or other.kind, other.program_id, other) for other in others]
+
+
+def _before(filters: list[_Filter]) -> list[_Filter]:
+    """Those that run before the first of ours."""
+    found: list[_Filter] = []
+    for filter_ in filters:
+        if filter_.is_ours:
+            return found
+        if not filter_.clsact or filter_.clsact.handle:  # or it is the entry that each preference has of its own
+            found.append(filter_)
+    return []
+
+
+def _called(filter_: _Filter) -> str:
+    if filter_.clsact:
+        return f"the filter {filter_.name} of preference {filter_.clsact.preference}"
+    return f"the tcx program {filter_.program_id} ({filter_.name})"
+
+
+def _stands_well(link: Link, filters: list[_Filter]) -> bool:
+    """Whether isolate() could put no filter further in front than the first of ours."""
+    first = next(filter_ for filter_ in filters if filter_.is_ours)
+    if _has_tcx(link):
+        return first is filters[0] and first.clsact is None
+    return not any(other.clsact and other.clsact.preference >= _preference(filters) for other in _before(filters))
+
+
+def _preference(filters: list[_Filter]) -> int:
+    """The lowest that BPF filters can have: all of a preference are of one kind; among BPF filters the newest comes
+    first."""
+    others = {filter_.clsact.preference for filter_ in filters if filter_.clsact and filter_.clsact.kind != "bpf"}
+    preference = 1
+    while preference in others:
+        preference += 1
+    return preference
+
+
+def _has_tcx(link: Link) -> bool:
+    return bpf.tcx(link.index) is not None
+
+
+def _attach_first(link: Link, program: int) -> None:
+    while True:
         try:
-            if any(map(_has_qdisc, ours)) and not any(other.handle for other in filters if other not in ours):
-                _remove_qdisc(rtnetlink, link)  # takes the filters with it
-            else:
-                for filter_ in ours:
-                    _remove_filter(rtnetlink, link, filter_)
+            tcx = bpf.tcx(link.index)
+            assert tcx is not None
+            bpf.attach_tcx(link.index, program, tcx.revision)
+            return
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise gone(link.name) from None
+            if error.errno != errno.ESTALE:  # somebody attached or detached just now
+                raise _failed(link, f"the kernel takes no tcx program: {error.strerror}") from None
+
+
+def _add_first(rtnetlink: Rtnetlink, link: Link, filters: list[_Filter], program: int, intend: Intend) -> None:
+    """To the clsact or ingress qdisc that is there, or else to one that is made for it."""
+    try:
+        made = _make_qdisc(rtnetlink, link, intend)
+    except Refused as refused:
+        raise _failed(link, f"the kernel gives no clsact qdisc: {_reason(link, refused)}") from None
+    name = f"{FILTER}-{compiler.classifier_digest()}"
+    if made or any(filter_.has_qdisc for filter_ in filters if filter_.is_ours):
+        name += _QDISC
+    try:
+        clsact.add_filter(rtnetlink, link, _preference(filters), program, name)
+    except Refused as refused:
+        if made and refused.code != errno.ENODEV:
+            clsact.remove_qdisc(rtnetlink, link)
+        raise _failed(link, f"the kernel takes no BPF filter: {_reason(link, refused)}") from None
+
+
+def _make_qdisc(rtnetlink: Rtnetlink, link: Link, intend: Intend) -> bool:
+    """Whether it was made: False where there is one already. Raises Refused."""
+    if clsact.qdisc_kind(rtnetlink, link) is not None:
+        return False
+    intend({"clsact": True})
+    try:
+        clsact.make_qdisc(rtnetlink, link)
+    except Refused as refused:
+        if refused.code == errno.EEXIST:
+            return False  # somebody made it just now
+        raise
+    return True
+
+
+def _remove(link: Link, chosen: slice) -> bool:
+    """Removes those of our filters, in the order in which they run; whether there were any."""
+    with Rtnetlink() as rtnetlink:
+        filters = _filters(rtnetlink, link)
+        removed = [filter_ for filter_ in filters if filter_.is_ours][chosen]
+        for filter_ in removed:
+            if filter_.clsact is None:
+                _detach_tcx(link, filter_)
+        ours = [filter_ for filter_ in removed if filter_.clsact]
+        try:
+            others = [filter_.clsact for filter_ in filters if filter_.clsact and filter_ not in ours]
+            if any(filter_.has_qdisc for filter_ in ours) and not any(
+                    other.handle for other in others + clsact.egress(rtnetlink, link)):
+                clsact.remove_qdisc(rtnetlink, link)  # takes the filters with it
+                return True
+            for filter_ in ours:
+                assert filter_.clsact is not None
+                clsact.remove_filter(rtnetlink, link, filter_.clsact)
         except Refused as refused:
+            assert ours[0].clsact is not None
             raise XdpErmError(f"{link.name}: the filter {FILTER} cannot be removed: {_reason(link, refused)}; `tc "
-                              f"filter del dev {link.name} ingress pref {ours[0].preference}` does it") from None
-    return bool(ours)
+                              f"filter del dev {link.name} ingress pref {ours[0].clsact.preference}` does it") from None
+    return bool(removed)
+
+
+def _detach_tcx(link: Link, filter_: _Filter) -> None:
+    assert filter_.program_id is not None
+    try:
+        with bpf.descriptor(bpf.program_fd(filter_.program_id)) as program:
+            bpf.detach_tcx(link.index, program)
+    except FileNotFoundError:
+        pass  # somebody else did it
+    except OSError as error:
+        raise XdpErmError(f"{link.name}: the tcx program {filter_.program_id} ({FILTER}) cannot be taken off: "
+                          f"{error.strerror}") from None
 
 
 def _failed(link: Link, reason: str) -> XdpErmError:
@@ -155,103 +316,3 @@ def _reason(link: Link, refused: Refused) -> str:
     if refused.code == errno.ENODEV:
         raise gone(link.name) from None
     return str(refused)
-
-
-def _name() -> str:
-    return f"{FILTER}-{compiler.classifier_digest()}"
-
-
-def _is_ours(filter_: _Filter) -> bool:
-    return filter_.name is not None and filter_.name.removesuffix(_QDISC).partition("-")[0] == FILTER
-
-
-def _is_current(filter_: _Filter) -> bool:
-    """Of ours: whether it is of the same source as what isolate() puts there."""
-    return filter_.name is not None and filter_.name.removesuffix(_QDISC) == _name()
-
-
-def _has_qdisc(filter_: _Filter) -> bool:
-    return filter_.name is not None and filter_.name.endswith(_QDISC)
-
-
-def _preference(filters: list[_Filter]) -> tuple[int, list[int]]:
-    """The lowest preference that BPF filters can have, and those before it.
-
-    All filters of a preference are of one kind; among BPF filters the newest comes first.
-    """
-    others = {filter_.preference for filter_ in filters if filter_.kind != "bpf"}
-    preference = 1
-    while preference in others:
-        preference += 1
-    return preference, sorted(other for other in others if other < preference)
-
-
-# Requests; all of them raise Refused, if not said otherwise.
-
-def _make_qdisc(rtnetlink: Rtnetlink, link: Link, intend: Intend) -> bool:
-    """Whether it was made: False where there is a clsact or ingress qdisc already, which does as well.
-
-    XdpErmError: the kernel has none.
-    """
-    try:
-        if _qdisc_kind(rtnetlink, link) is not None:
-            return False
-        intend({"clsact": True})
-        rtnetlink.request(_RTM_NEWQDISC, CREATE | EXCLUSIVE, _qdisc(link))
-    except Refused as refused:
-        if refused.code == errno.EEXIST:
-            return False  # somebody made it just now
-        raise _failed(link, f"the kernel gives no clsact qdisc: {_reason(link, refused)}") from None
-    return True
-
-
-def _qdisc_kind(rtnetlink: Rtnetlink, link: Link) -> str | None:
-    """clsact or ingress; None where there is neither."""
-    for body in rtnetlink.request(_RTM_GETQDISC, DUMP, _TC.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        _, index, _, parent, _ = _TC.unpack_from(body)
-        if (index, parent) == (link.index, _CLSACT_PARENT):
-            return text(attributes(body[_TC.size:])[_TCA_KIND])
-    return None
-
-
-def _remove_qdisc(rtnetlink: Rtnetlink, link: Link) -> None:
-    rtnetlink.request(_RTM_DELQDISC, 0, _qdisc(link))
-
-
-def _qdisc(link: Link) -> bytes:
-    return _TC.pack(socket.AF_UNSPEC, link.index, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + attribute(_TCA_KIND, b"clsact\0")
-
-
-def _add_filter(rtnetlink: Rtnetlink, link: Link, preference: int, program: int, name: str) -> None:
-    options = attribute(_TCA_BPF_FD, struct.pack("=i", program)) + attribute(_TCA_BPF_NAME, name.encode() + b"\0")
-    options += attribute(_TCA_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
-    rtnetlink.request(_RTM_NEWTFILTER, CREATE | EXCLUSIVE,
-                      _filter(link, 0, preference) + attribute(_TCA_OPTIONS | NESTED, options))
-
-
-def _remove_filter(rtnetlink: Rtnetlink, link: Link, filter_: _Filter) -> None:
-    rtnetlink.request(_RTM_DELTFILTER, 0, _filter(link, filter_.handle, filter_.preference))
-
-
-def _filter(link: Link, handle: int, preference: int) -> bytes:
-    head = _TC.pack(socket.AF_UNSPEC, link.index, handle, _INGRESS, preference << 16 | _ALL_PROTOCOLS)
-    return head + attribute(_TCA_KIND, b"bpf\0")
-
-
-def _filters(rtnetlink: Rtnetlink, link: Link, parent: int) -> list[_Filter]:
-    """An interface's filters, in the order in which they run. XdpErmError: they cannot be read."""
-    try:
-        answers = rtnetlink.request(_RTM_GETTFILTER, DUMP, _TC.pack(socket.AF_UNSPEC, link.index, 0, parent, 0))
-    except Refused as refused:
-        if refused.code == errno.EINVAL:
-            return []  # no qdisc that could have any
-        raise XdpErmError(f"{link.name}: its filters cannot be read: {_reason(link, refused)}") from None
-    filters = []
-    for body in answers:
-        _, _, handle, _, info = _TC.unpack_from(body)
-        found = attributes(body[_TC.size:])
-        kind, name = text(found[_TCA_KIND]), None
-        if kind == "bpf":
-            name = text(attributes(found.get(_TCA_OPTIONS, b"")).get(_TCA_BPF_NAME, b""))
-        filters.append(_Filter(info >> 16, handle, kind, name))
-    return filters

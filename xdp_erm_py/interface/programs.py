@@ -75,14 +75,13 @@ class Programs:
     """Compiles and loads what is to be attached, each with a state map that lives as long as it does."""
 
     def __init__(self, opened: contextlib.ExitStack, link: Link, current: Attachment | None, config: InterfaceConfig,
-                 state: dict[str, Any]) -> None:
-        """`state` is a part of what a program's state map gets, as it is when the program is about to be attached."""
+                 state: dict[str, Any], taken: bpf.Map | None) -> None:
+        """`state` is a part of what a program's state map gets, as it is when the program is about to be attached.
+        `taken` is the map in which the filter counts that its frames are for."""
         self._opened, self._link, self._current, self._config, self._state = opened, link, current, config, state
+        self._taken = taken
         self._loaded: dict[str, tuple[int, bpf.Map]] = {}
         self.said: list[str] = []
-        refused = bpf_refused()
-        if refused:
-            raise XdpErmError(f"{link.name}: {refused}")
 
     def load(self, candidate: Candidate) -> tuple[int, bpf.Map]:
         """The program's descriptor, and its state map, which is empty. A program is loaded once.
@@ -102,6 +101,8 @@ class Programs:
                 size = len(json.dumps(state)) + _STATE_SLACK
                 state_map = self._opened.enter_context(bpf.Map.create_array(STATE_MAP, size))
                 bpf.bind_map(program, state_map.fd)
+                if self._taken:  # it is through this program that it is found
+                    bpf.bind_map(program, self._taken.fd)
             except OSError as error:
                 if candidate.frags and error.errno == errno.EINVAL:
                     raise NoFrags from None

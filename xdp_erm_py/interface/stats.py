@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..errors import XdpErmError
 from ..kernel import bpf
 from ..kernel.links import Links
 from ..kernel.privileges import require_to_look
+from . import isolation
 from .attached import Attachment, find, find_all, undisturbed
 
 
@@ -49,7 +51,7 @@ def describe(attachment: Attachment) -> dict[str, Any]:
 def read(attachment: Attachment) -> dict[str, Any]:
     """What one interface has counted. FileNotFoundError: it was detached or swapped meanwhile."""
     return {**describe(attachment), "counters": _counters(attachment), "sessions": _sessions(attachment),
-            "foreign": _foreign(attachment), "cpus": _cpus(attachment)}
+            "foreign": _foreign(attachment), "cpus": _cpus(attachment), "isolation": _isolation(attachment)}
 
 
 def _counters(attachment: Attachment) -> dict[str, dict[str, int]]:
@@ -61,6 +63,80 @@ def _counters(attachment: Attachment) -> dict[str, dict[str, int]]:
             counters[name] = {"packets": sum(packets for packets, _ in values),
                               "bytes": sum(bytes_ for _, bytes_ in values)}
     return counters
+
+
+def _isolation(attachment: Attachment) -> dict[str, int] | None:
+    """What the filter that keeps frames from the host has `taken`, how many of those had the VLAN tag of their wrapping
+    (`outer_tagged`), and how many decapsulated frames are `accounted` for: taken, or dropped on their way to it.
+
+    None: there is none, or it came before a command that was killed. Of the frames that were decapsulated some time
+    before, those that are not accounted for have reached the host.
+    """
+    relied = attachment.state.get("filter")
+    if not relied or isolation.TAKEN not in attachment.maps or relied.get("balance") is None:
+        return None
+    accounted = _accounted(attachment) + relied["balance"]
+    with bpf.Map.by_id(attachment.maps[isolation.TAKEN]) as map_:
+        frames, outer_tagged = isolation.taken(map_)
+    return {"taken": frames, "outer_tagged": outer_tagged, "accounted": accounted}
+
+
+def balance(attachment: Attachment) -> int:
+    """Decapsulated frames that are not to be accounted for: those from before the filter was there.
+
+    It is not too small, whatever comes while we look. Raises as read().
+    """
+    accounted = _accounted(attachment, at_least=False)
+    return _decapsulated(attachment) - accounted
+
+
+def leaked(attachment: Attachment) -> int:
+    """How many decapsulated frames have reached the host at least since the filter was put there; 0: none that shows.
+
+    Waits for those under way, at most LEAK_SECONDS. Raises as read().
+    """
+    decapsulated, deadline = _decapsulated(attachment), time.monotonic() + LEAK_SECONDS
+    while True:
+        found = _isolation(attachment)
+        missing = decapsulated - found["accounted"] if found else 0
+        if missing <= 0 or time.monotonic() > deadline:
+            return max(missing, 0)
+        time.sleep(0.02)
+
+
+#: The maps whose sum is balanced.
+BALANCED = ("counters", "arrived", "steered", isolation.TAKEN)
+
+LEAK_SECONDS = 1.0
+
+
+def _accounted(attachment: Attachment, at_least: bool = True) -> int:
+    """Decapsulated frames of which is known what became of them, whether they are still counted or were at first.
+
+    What is looked at later has grown meanwhile, so that the order makes it no less, or no more, than it is.
+    """
+    def summed(name: str) -> int:
+        if name not in attachment.maps:
+            return 0
+        with bpf.Map.by_id(attachment.maps[name]) as map_:
+            return sum(struct.unpack("=Q", value)[0] for index in range(map_.info.max_entries)
+                       for value in map_.lookup(struct.pack("=I", index)) or [])
+
+    def dropped() -> int:
+        with Links() as links:
+            return links.statistics(attachment.link)["rx_dropped"]
+
+    def taken() -> int:
+        with bpf.Map.by_id(attachment.maps[isolation.TAKEN]) as map_:
+            return isolation.taken(map_)[0]
+
+    counted: list[tuple[int, Callable[[], int]]] = [
+        (-1, lambda: summed("arrived")), (1, lambda: summed("steered")), (1, dropped), (1, taken)]
+    return sum(sign * count() for sign, count in (counted if at_least else reversed(counted)))
+
+
+def _decapsulated(attachment: Attachment) -> int:
+    return _counters(attachment)["decapsulated"]["packets"]
 
 
 def _cpus(attachment: Attachment) -> dict[str, dict[str, int]]:

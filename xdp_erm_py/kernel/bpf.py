@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -20,12 +21,14 @@ from ..errors import XdpErmError
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _PROG_LOAD = 0, 1, 2, 5
+_PROG_ATTACH, _PROG_DETACH, _PROG_QUERY = 8, 9, 16
 _PROG_TEST_RUN, _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD = 10, 13, 14, 15
 _MAP_LOOKUP_BATCH, _PROG_BIND_MAP = 24, 35
 
-_MAP_TYPE_ARRAY = 2
+_MAP_TYPE_ARRAY, _MAP_TYPE_PERCPU_ARRAY = 2, 6
 _PROG_TYPE_SCHED_CLS, _PROG_TYPE_XDP = 3, 6
 _XDP_HAS_FRAGS, _XDP_CPUMAP = 1 << 5, 35  # a flag, and a type of attachment
+_TCX_INGRESS, _BEFORE = 46, 1 << 3  # the same, the other way round
 _PERCPU_MAP_TYPES = (5, 6, 10)  # hash, array, LRU hash
 
 _POSSIBLE = Path("/sys/devices/system/cpu/possible")
@@ -139,6 +142,11 @@ class Map:
         """Makes an array map with one value of `value_size` bytes."""
         return cls(create_map(name, MapDefinition(_MAP_TYPE_ARRAY, 4, value_size, 1, 0)))
 
+    @classmethod
+    def create_percpu_array(cls, name: str, value_size: int) -> Map:
+        """The same with a value for each CPU."""
+        return cls(create_map(name, MapDefinition(_MAP_TYPE_PERCPU_ARRAY, 4, value_size, 1, 0)))
+
     def __enter__(self) -> Map:
         return self
 
@@ -236,6 +244,43 @@ def _load(kind: int, name: str, instructions: bytes, license: bytes, flags: int 
 def bind_map(program: int, map_: int) -> None:
     """Makes a map live as long as a program that does not itself use it (Linux 5.10)."""
     _bpf(_PROG_BIND_MAP, struct.pack("=III", program, map_, 0))
+
+
+class Tcx(NamedTuple):
+    """The programs that see an interface's incoming frames behind the packet taps, before its filters."""
+
+    programs: tuple[int, ...]
+    """Ids, in the order in which they run."""
+    revision: int
+    """Grows with each change."""
+
+
+def tcx(ifindex: int) -> Tcx | None:
+    """None: the kernel has no tcx (before Linux 6.6). ENODEV: no such interface."""
+    most = 64  # so many programs are the kernel's own limit
+    ids = (ctypes.c_uint32 * most)()
+    attributes = ctypes.create_string_buffer(struct.pack(
+        "=IIIIQIIQQQQ", ifindex, _TCX_INGRESS, 0, 0, ctypes.addressof(ids), most, 0, 0, 0, 0, 0), 64)
+    try:
+        _bpf(_PROG_QUERY, attributes)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return None
+        raise
+    count, = struct.unpack_from("=I", attributes, 24)
+    revision, = struct.unpack_from("=Q", attributes, 56)
+    return Tcx(tuple(ids[:count]), revision)
+
+
+def attach_tcx(ifindex: int, program: int, revision: int) -> None:
+    """Has the program with descriptor `program` run before the interface's others; it stays when the descriptor is
+    closed. ESTALE: they have changed since that revision."""
+    _bpf(_PROG_ATTACH, struct.pack("=IIIIIIQ", ifindex, program, _TCX_INGRESS, _BEFORE, 0, 0, revision))
+
+
+def detach_tcx(ifindex: int, program: int) -> None:
+    """Takes the program with descriptor `program` off. ENOENT: it is not there."""
+    _bpf(_PROG_DETACH, struct.pack("=IIIIIIQ", ifindex, program, _TCX_INGRESS, 0, 0, 0, 0))
 
 
 def test_run(program: int, packet: bytes, repeat: int = 1) -> tuple[int, bytes]:

@@ -62,9 +62,9 @@ class Module:
         """
         return bpf.load_xdp(name, self._instructions(name, carried or {}), self._object.license.encode(), frags, cpumap)
 
-    def load_classifier(self, function: str, name: str) -> int:
+    def load_classifier(self, function: str, name: str, carried: Mapping[str, int] | None = None) -> int:
         """Loads a function for a traffic control filter, as load_xdp does, under `name`."""
-        return bpf.load_classifier(name, self._instructions(function, {}), self._object.license.encode())
+        return bpf.load_classifier(name, self._instructions(function, carried or {}), self._object.license.encode())
 
     def _instructions(self, name: str, carried: Mapping[str, int]) -> bytes:
         function = self._object.functions[name]
