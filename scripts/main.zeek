@@ -133,6 +133,10 @@ export {
 		host_drops: count &log &optional;
 		## Decapsulated packets that the queues to other CPUs had no room for, where they are spread so (``cpumap``).
 		queue_drops: count &log &optional;
+		## Decapsulated packets that reached the host's own network stack, at least, where they are to be kept from it.
+		leaked: count &log &optional;
+		## Decapsulated packets that reached Zeek with the VLAN tag of their wrapping.
+		outer_tagged: count &log &optional;
 	};
 
 	## The columns of ``xdp_erm_sessions.log``.
@@ -270,6 +274,10 @@ event report(r: Report)
 		info$host_drops = r$others["host_drops"];
 	if ( "queue_drops" in r$others )
 		info$queue_drops = r$others["queue_drops"];
+	if ( "leaked" in r$others )
+		info$leaked = r$others["leaked"];
+	if ( "outer_tagged" in r$others )
+		info$outer_tagged = r$others["outer_tagged"];
 
 	Log::write(LOG, info);
 	write_sessions(r);

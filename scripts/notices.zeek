@@ -21,6 +21,10 @@ export {
 		Foreign_Traffic,
 		## ERM within ERM, which a mirrored host can send as well as a switch: it was removed, or is left.
 		Nested_Traffic,
+		## Mirrored frames reach the host's own network stack although they are to be kept from it.
+		Not_Isolated,
+		## Mirrored frames reach Zeek with the VLAN tag that their wrapping had.
+		Outer_Tagged,
 		## A larger share of mirrored frames is cut than :zeek:see:`XDP_ERM::truncated_share`.
 		Truncating_Session,
 	};
@@ -163,6 +167,21 @@ hook reported(r: Report)
 		                             "switch of yours sends them, add it to sources and set depth; else find the host " +
 		                             "in tunnel.log that hides its traffic so",
 		                             r$interface, r$host, nested, refused),
+		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+
+	if ( "leaked" in r$others && r$others["leaked"] > 0 )
+		NOTICE(Notice::Info($note=Not_Isolated,
+		                    $msg=fmt("At least %d mirrored frames on %s have reached the network stack of %s itself, which " +
+		                             "may answer them: \"xdp-erm doctor %s\" says there why",
+		                             r$others["leaked"], r$interface, r$host, r$interface),
+		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+
+	if ( "outer_tagged" in r$others && r$others["outer_tagged"] > 0 )
+		NOTICE(Notice::Info($note=Outer_Tagged,
+		                    $msg=fmt("%d mirrored frames on %s of %s have the VLAN tag of their wrapping, which came beside " +
+		                             "the frame: turn off txvlan of what sends to the interface, or rxvlan of what it " +
+		                             "receives through",
+		                             r$others["outer_tagged"], r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 
 	local cut = counted(r$notes, "inner_truncated")$packets;

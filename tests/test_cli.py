@@ -105,7 +105,7 @@ def test_json(cable, attached):
     interface, = json.loads(run("stats", "--json").stdout)["interfaces"]
     assert list(interface) == [
         "name", "other_names", "ifindex", "mode", "program_id", "attached_at", "since_boot", "config", "spread",
-        "counters", "sessions", "foreign", "cpus"]
+        "counters", "sessions", "foreign", "cpus", "isolation"]
     with Links() as links:
         assert interface["ifindex"] == links.find(SENSOR).index
     assert (interface["name"], interface["mode"], interface["program_id"]) == (SENSOR, "native", attached)
@@ -132,9 +132,11 @@ def test_json(cable, attached):
     assert sum(session["bytes"] for session in interface["sessions"]) == octets
     assert json.loads(run("stats", SENSOR, "--json").stdout)["interfaces"] == [interface]
     # Status is the same without what is counted, but looks at the filter.
-    del interface["counters"], interface["sessions"], interface["foreign"], interface["cpus"]
+    for key in ("counters", "sessions", "foreign", "cpus", "isolation"):
+        del interface[key]
     assert json.loads(run("status", "--json").stdout) == {"interfaces": [{
-        **interface, "isolated": True, "isolated_by": "tcx" if bpf.tcx(1) else "clsact", "isolated_after": []}]}
+        **interface, "isolated": True, "isolated_by": "tcx" if bpf.tcx(1) else "clsact", "isolated_after": [],
+        "leaked": 0}]}
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ HOST = "sensor"
 
 def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, session: int | None = None,
             queue_drops: tuple[int, ...] = (), foreign: dict[str, int] | None = None,
+            isolation: dict[str, int] | None = None,
             **counters: int) -> dict[str, Any]:
     """One interface as stats.snapshot() describes it; bytes are 100 times packets."""
     counted = {name: {"packets": 0, "bytes": 0} for name in shared.COUNTERS}
@@ -52,7 +53,8 @@ def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, 
             "config": {}, "counters": counted, "sessions": sessions,
             "foreign": [{"source": source, "packets": count, "bytes": 100 * count, "last_seen": ATTACHED_AT}
                         for source, count in (foreign or {}).items()],
-            "cpus": {str(cpu): {"steered": 1000, "dropped": dropped} for cpu, dropped in enumerate(queue_drops)}}
+            "cpus": {str(cpu): {"steered": 1000, "dropped": dropped} for cpu, dropped in enumerate(queue_drops)},
+            "isolation": isolation}
 
 
 class Report:
@@ -408,6 +410,22 @@ def test_host_drops_are_those_of_the_interval(ends: Path, monkeypatch: pytest.Mo
     reporter = Reporter(HOST, ends, Readings(reading(1)))
     assert Report(reporter.collect()[0].text).other("host_drops") is None
     assert Report(reporter.collect()[0].text).other("host_drops") == 7
+
+
+def test_frames_that_reached_the_host_are_told_once_they_cannot_be_under_way(ends: Path) -> None:
+    """What a report before has counted, and is not accounted for. With another filter it begins anew."""
+    reported = []
+    readings = Readings()
+    reporter = Reporter("sensor1", ends, readings)
+    for packets, accounted, filter_, outer_tagged in (
+            (100, 90, 1, 0), (100, 100, 1, 2), (200, 100, 1, 2), (200, 130, 1, 3), (300, 130, 1, 3), (300, 300, 2, 3),
+            (300, 295, 2, 3)):
+        readings.now = [reading(packets, isolation={"filter": filter_, "taken": accounted, "accounted": accounted,
+                                                    "outer_tagged": outer_tagged})]
+        message, = reporter.collect()
+        report = Report(message.text)
+        reported.append((report.other("leaked"), report.other("outer_tagged")))
+    assert reported == [(0, 0), (0, 2), (0, 0), (70, 1), (0, 0), (0, 0), (5, 0)]
 
 
 def test_queue_drops_are_those_of_the_interval(ends: Path) -> None:

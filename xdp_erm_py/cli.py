@@ -251,8 +251,9 @@ def _status(args: argparse.Namespace) -> int:
     from .kernel.links import Links
     privileges.require_to_look()
     with Links() as links:
-        interfaces = [{**stats.describe(found), **isolation.look(found.link).as_dict()}
-                      for found in attached.find_all(links)]
+        interfaces = attached.undisturbed(lambda: [
+            {**stats.describe(found), **isolation.look(found.link).as_dict(), "leaked": stats.leaked(found)}
+            for found in attached.find_all(links)])
     if args.json:
         print(json.dumps({"interfaces": interfaces}))
     else:

@@ -70,6 +70,8 @@ def status(interfaces: list[dict[str, Any]]) -> None:
 def _isolated(interface: dict[str, Any]) -> str:
     if not interface["isolated"]:
         return "no"
+    if interface["leaked"]:
+        return f"no, {interface['leaked']:,} frames reached the host"
     return f"after {', '.join(interface['isolated_after'])}" if interface["isolated_after"] else "yes"
 
 

@@ -298,12 +298,20 @@ def mode(patient: Patient) -> Iterator[Result]:
         yield Result(OK, f"{patient.attached.mode} mode")
 
 
+#: What to do about a VLAN tag that comes beside the wrapped frame.
+OUTER_TAGGED = ("turn off `txvlan` of what sends to this interface (a veth's other end: `ethtool -K END txvlan off`), "
+                "or `rxvlan` of what this one receives through (a bond's members)")
+
+
 def isolated(patient: Patient) -> Iterator[Result]:
+    assert patient.attached is not None
     if not patient.settings["isolate"]:
         yield Result(WARNING, "`isolate` is off, so the host takes mirrored frames for its own: turn it on, unless "
                               "that is wanted")
         return
     found = isolation.look(patient.link)
+    leaked = stats.leaked(patient.attached)
+    decapsulated = patient.counted["counters"]["decapsulated"]["packets"]
     if found.by is None:
         yield Result(PROBLEM, "the filter that keeps mirrored frames from the host is gone: `xdp-erm attach "
                               f"{patient.link.name}` puts it back")
@@ -311,8 +319,28 @@ def isolated(patient: Patient) -> Iterator[Result]:
         yield Result(WARNING, f"{', '.join(found.before)} sees mirrored frames before our filter ({found.by}) and can "
                               f"hand them to the host: `xdp-erm attach {patient.link.name}` puts ours first again, "
                               "where that can be; else remove the other, or let it skip what bears XDP metadata")
-    else:
+    elif not leaked:
         yield Result(OK, f"mirrored frames are kept from the host's own network stack ({found.by})")
+    if leaked:
+        yield Result(PROBLEM, f"at least {leaked} of {decapsulated} mirrored frames have reached the host's own "
+                              f"network stack: {_leak(patient, found)}")
+    outer_tagged = patient.counted["isolation"]["outer_tagged"] if patient.counted["isolation"] else 0
+    if outer_tagged:
+        yield Result(PROBLEM, f"{outer_tagged} mirrored frames have reached Zeek with the VLAN tag of their wrapping, "
+                              f"which came beside the frame, where XDP cannot see it: {OUTER_TAGGED}")
+
+
+def _leak(patient: Patient, found: isolation.Isolation) -> str:
+    """What to do about frames that have reached the host."""
+    name = patient.link.name
+    if found.by is None or found.before:
+        return f"`xdp-erm attach {name}` ends it, where that can be"
+    if "rx-gro" in nic.harmful(patient.link)[0]:
+        return f"or GRO has merged them: `xdp-erm attach {name}` turns it off"
+    assert patient.attached is not None
+    if patient.attached.mode == "native":
+        return f"the driver loses the mark of frames in native mode: `xdp-erm attach --mode generic {name}`"
+    return "use the interface for nothing but capturing until it is known why"
 
 
 def offloads(patient: Patient) -> Iterator[Result]:

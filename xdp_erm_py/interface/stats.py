@@ -66,8 +66,9 @@ def _counters(attachment: Attachment) -> dict[str, dict[str, int]]:
 
 
 def _isolation(attachment: Attachment) -> dict[str, int] | None:
-    """What the filter that keeps frames from the host has `taken`, how many of those had the VLAN tag of their wrapping
-    (`outer_tagged`), and how many decapsulated frames are `accounted` for: taken, or dropped on their way to it.
+    """What the `filter` (its program's id) that keeps frames from the host has `taken`, how many of those had the VLAN
+    tag of their wrapping (`outer_tagged`), and how many decapsulated frames are `accounted` for: taken, or dropped on
+    their way to it.
 
     None: there is none, or it came before a command that was killed. Of the frames that were decapsulated some time
     before, those that are not accounted for have reached the host.
@@ -78,7 +79,7 @@ def _isolation(attachment: Attachment) -> dict[str, int] | None:
     accounted = _accounted(attachment) + relied["balance"]
     with bpf.Map.by_id(attachment.maps[isolation.TAKEN]) as map_:
         frames, outer_tagged = isolation.taken(map_)
-    return {"taken": frames, "outer_tagged": outer_tagged, "accounted": accounted}
+    return {"filter": relied["program"], "taken": frames, "outer_tagged": outer_tagged, "accounted": accounted}
 
 
 def balance(attachment: Attachment) -> int:

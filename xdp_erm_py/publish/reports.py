@@ -166,7 +166,8 @@ class Reporter:
             "sessions": {f"{session['source']} {session['source_port']}": [session["packets"], session["bytes"]]
                          for session in interface["sessions"]},
             "foreign": {sender["source"]: [sender["packets"], sender["bytes"]] for sender in interface["foreign"]},
-            "drops": drops, "queue_drops": _queue_drops(interface), "gone": False,
+            "drops": drops, "queue_drops": _queue_drops(interface), "isolation": interface["isolation"],
+            "leaked": None, "gone": False,
         }
         attached_at = seconds(interface["attached_at"])
         if begin:
@@ -191,6 +192,8 @@ class Reporter:
             # Frames that waited when the last report was made, and have arrived since, were in it.
             end["queue_drops"] = max(end["queue_drops"], told)
             others["queue_drops"] = end["queue_drops"] - told
+        if end["isolation"]:
+            others |= _isolated(begin, end)
         sequence = self._next_sequence()
         text = events.encode(events.REPORT_TOPIC, events.REPORT, events.vector([
             events.count(events.VERSION), events.count(sequence), events.timestamp(now), events.string(self._host),
@@ -234,7 +237,8 @@ def _checked_end(end: dict[str, Any]) -> dict[str, Any]:
     """An end that was kept. The file may say anything: raises whatever a wrong type or a missing key raises."""
     pairs = [pair for key in ("counters", "sessions", "foreign") for pair in end[key].values()]
     numbers = [end["ifindex"], *(number for packets, size in pairs for number in (packets, size))]
-    numbers += [end[key] for key in ("drops", "queue_drops") if end[key] is not None]
+    numbers += [end[key] for key in ("drops", "queue_drops", "leaked") if end.get(key) is not None]
+    numbers += [(end.get("isolation") or {"outer_tagged": 0})["outer_tagged"]]
     if not all(type(number) is int and number >= 0 for number in numbers) or not math.isfinite(end["since_boot"]):
         raise ValueError("not a count, or not a time")
     seconds(end["attached_at"])
@@ -260,6 +264,17 @@ def _remember(ends: dict[str, dict[str, Any]], name: str, end: dict[str, Any]) -
 def _attachment(interface: Snapshot) -> tuple[int, str]:
     """What an interface's program stays the same by, over swaps and under another name."""
     return interface["ifindex"], interface["attached_at"]
+
+
+def _isolated(begin: dict[str, Any], end: dict[str, Any]) -> dict[str, int | None]:
+    """How many decapsulated frames have reached the host, at least, and how many had the VLAN tag of their wrapping."""
+    before, now = begin.get("isolation") or {"outer_tagged": 0, "filter": None}, end["isolation"]
+    told = (begin.get("leaked") or 0) if before["filter"] == now["filter"] else 0
+    # Those of the interval may be under way.
+    missing = begin["counters"].get("decapsulated", [0])[0] - now["accounted"] if "counters" in begin else 0
+    end["leaked"] = max(missing, told)
+    return {"leaked": end["leaked"] - told,
+            "outer_tagged": max(now["outer_tagged"] - before["outer_tagged"], 0)}
 
 
 def _queue_drops(interface: Snapshot) -> int | None:
