@@ -61,4 +61,4 @@ $(VENV)/ready: tests/requirements.txt Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/btest/.tmp
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/btest/.tmp /var/cache/xdp-erm-tests

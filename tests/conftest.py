@@ -16,8 +16,11 @@ from program import Program
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.lab.cable import Cable
+from xdp_erm_py.program import cache
 
 DEFAULT = InterfaceConfig()
+#: Where all runs of tests keep what was compiled; `make clean` removes it.
+KEPT = "/var/cache/xdp-erm-tests"
 #: What must be there, such as zeek, bcc, qemu: a test that skips for want of it, "no Zeek ...", fails.
 REQUIRED = os.environ.get("XDP_ERM_REQUIRE", "").lower().replace(",", " ").split()
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
@@ -61,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(PermissionError):
         _have_own_run()
+    os.environ.setdefault(cache.VARIABLE, KEPT)
 
 
 def _have_own_run() -> None:

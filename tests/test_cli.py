@@ -26,6 +26,7 @@ from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.traffic import SESSIONS, synthetic
+from xdp_erm_py.program import cache
 from xdp_erm_py.publish.reports import seconds
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -355,7 +356,8 @@ MISSING = ("bcc is missing for this Python: install python3-bpfcc (Debian, Ubunt
     ("import os; os.abort()", "the compiler ended with signal 6"),
     ("import sys; sys.exit(5)", "the compiler ended with status 5"),
 ], ids=["missing", "another", "does not load", "memory", "no more memory", "aborts", "exits"])
-def test_without_bcc(cable, tmp_path, stub, message):
+def test_without_bcc(cable, tmp_path, monkeypatch, stub, message):
+    monkeypatch.setenv(cache.VARIABLE, "/nowhere/cache")
     (tmp_path / "bcc.py").write_text(stub)
     installed = importlib.util.find_spec("bcc").origin
     hidden = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"',
@@ -369,7 +371,7 @@ def test_without_bcc(cable, tmp_path, stub, message):
 
 @pytest.mark.parametrize("module, package, arguments", [
     ("yaml", "python3-yaml (Debian, Ubuntu) or python3-pyyaml (RHEL, Fedora)", ("config", "eth1")),
-    ("pyroute2", "python3-pyroute2", ("attach", SENSOR)),
+    ("pyroute2", "python3-pyroute2", ("generate", SENSOR)),
     ("rich", "python3-rich", ("stats",)),
 ])
 def test_without_a_module(cable, tmp_path, module, package, arguments):

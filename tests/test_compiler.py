@@ -15,7 +15,7 @@ import pytest
 from xdp_erm_py import shared
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab import generate
-from xdp_erm_py.program import compiler
+from xdp_erm_py.program import cache, compiler
 from xdp_erm_py.program.compiler import Variant
 from xdp_erm_py.program.module import Object
 
@@ -34,6 +34,14 @@ def compiled() -> Iterator[Object]:
                "CHECKSUM": layout.checksum}
     yield compiler.compiled(compiler.source(generate.SOURCE), [f"-DGENERATE_{name}={value}"
                                                                for name, value in defines.items()])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_kept() -> Iterator[None]:
+    """All is compiled here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(cache.VARIABLE, "/nowhere/cache")
+        yield
 
 
 @pytest.fixture(scope="module")

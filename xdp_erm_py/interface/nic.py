@@ -7,11 +7,13 @@ queues before and after. Undoing skips what somebody else has changed since.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import XdpErmError
-from ..kernel import rps
+from ..kernel import ethtool, rps
+from ..kernel.ethtool import Feature
 from ..kernel.links import Link, Links, gone
 
 #: A full-size mirrored frame (1514 bytes) in ERM, UDP and IPv4, as an MTU: without the outer Ethernet header.
@@ -119,9 +121,9 @@ def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
             links.set_mtu(link, before)
             said.append(f"{link.name}: MTU is {before} again")
     features = _features(link)
-    back = sorted(name for name, active, *_ in features if not active and name in changes.get("features", []))
+    back = sorted(name for name in changes.get("features", []) if name in features and not features[name].on)
     if back:
-        _set(link, features, dict.fromkeys(back, True))
+        _set(link, dict.fromkeys(back, True))
         said.append(f"{link.name}: turned on {', '.join(back)} again")
     return said + _unsteer(link, changes.get("rps", {}))
 
@@ -132,43 +134,30 @@ def _turn_off(link: Link, intend: Intend) -> tuple[list[str], list[str]]:
     movable, fixed = _harmful(before)
     if movable:
         intend({"features": movable})
-        _set(link, before, dict.fromkeys(movable, False))
+        _set(link, dict.fromkeys(movable, False))
     after, on = _features(link), sorted(movable + fixed)
-    return [name for name in on if not after[name]], [name for name in on if after[name]]
+    return [name for name in on if not after[name].on], [name for name in on if after[name].on]
 
 
-def _harmful(features: Any) -> tuple[list[str], list[str]]:
-    on = sorted(name for name, active, *_ in features if active and name in FEATURES)
-    movable = [name for name in on if features.is_available(name)]
+def _harmful(features: dict[str, Feature]) -> tuple[list[str], list[str]]:
+    on = sorted(name for name in FEATURES if name in features and features[name].on)
+    movable = [name for name in on if features[name].movable]
     return movable, [name for name in on if name not in movable]
 
 
-def _ethtool() -> Any:
-    """pyroute2's ethtool. It is 25 MB of memory, which what only reads counters shall do without."""
-    from pyroute2.ethtool import ioctl
-    return ioctl
-
-
-def _features(link: Link) -> Any:
-    """pyroute2's EthtoolFeaturesList: iterates over (name, on, may be changed, ...)."""
-    ethtool = _ethtool()
+def _features(link: Link) -> dict[str, Feature]:
     try:
-        return ethtool.IoctlEthtool(link.name).get_features()
-    except ethtool.NoSuchDevice:
-        raise gone(link.name) from None
-    except (ethtool.NotSupportedError, OSError) as error:
-        raise XdpErmError(f"{link.name}: its offloads cannot be read: {error}") from None
-
-
-def _set(link: Link, features: Any, values: dict[str, bool]) -> None:
-    ethtool = _ethtool()
-    for name, value in values.items():
-        features[name] = value
-    try:
-        ethtool.IoctlEthtool(link.name).set_features(features)
-    except ethtool.NotSupportedError:
-        pass  # the driver did a part of it: the caller looks at what is so now
-    except ethtool.NoSuchDevice:
-        raise gone(link.name) from None
+        return ethtool.features(link.name)
     except OSError as error:
-        raise XdpErmError(f"{link.name}: its offloads cannot be set: {error}") from None
+        if error.errno == errno.ENODEV:
+            raise gone(link.name) from None
+        raise XdpErmError(f"{link.name}: its offloads cannot be read: {error.strerror}") from None
+
+
+def _set(link: Link, values: dict[str, bool]) -> None:
+    try:
+        ethtool.set_features(link.name, values)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise gone(link.name) from None
+        raise XdpErmError(f"{link.name}: its offloads cannot be set: {error.strerror}") from None

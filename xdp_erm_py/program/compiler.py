@@ -19,6 +19,7 @@ from .. import shared
 from ..config import InterfaceConfig
 from ..errors import XdpErmError
 from ..kernel import bpf
+from . import cache
 from .module import Module, Object
 
 PROGRAM = "xdp_erm"
@@ -113,11 +114,17 @@ def source(name: str) -> str:
 
 
 def compiled(text: str, options: list[str]) -> Object:
-    """What bcc makes of a C text (see source()). XdpErmError: it does not compile; clang prints why.
+    """What bcc makes of a C text (see source()), or has made. XdpErmError: it does not compile; clang prints why.
 
     Needs root, because bcc makes the text's maps for a moment.
     """
-    return Object.of(_clang(_request(text, options)))
+    request = _request(text, options)
+    found = cache.find(request)
+    if found:
+        return found
+    answer = _clang(request)
+    cache.keep(request, answer)
+    return Object.of(answer)
 
 
 def _request(text: str, options: list[str]) -> str:
