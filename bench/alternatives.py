@@ -12,10 +12,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 from xdp_erm_py.lab.traffic import SENSOR_ADDRESS, internet_checksum
+from xdp_erm_py.settings import InterfaceConfig
 
 from .balance import SIZE, arranged
 from .load import Load, Members, Reached, let_in_without_xdp, reached, started

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import attachment
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
@@ -26,6 +25,7 @@ from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
 from xdp_erm_py.program import compiler
 from xdp_erm_py.program.module import Module
+from xdp_erm_py.settings import InterfaceConfig
 
 from .load import FLOWS, GENERATOR_CPU, Load, Members, Reached, let_in_without_xdp, reached, sent
 from .table import Row

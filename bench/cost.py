@@ -17,7 +17,6 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from xdp_erm_py import shared
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import isolation
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
@@ -26,6 +25,7 @@ from xdp_erm_py.lab.namespace import Namespace
 from xdp_erm_py.lab.traffic import encapsulate
 from xdp_erm_py.program import compiler
 from xdp_erm_py.program.module import Module
+from xdp_erm_py.settings import InterfaceConfig
 
 from .load import Members
 from .table import Row

@@ -19,13 +19,13 @@ from typing import Any
 
 import websockets
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import attached, attachment
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 from xdp_erm_py.publish import DEFAULT_INTERVAL, events
+from xdp_erm_py.settings import InterfaceConfig
 
 from .load import Load, Members, settled
 from .table import Row

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.zeek import ZeekWorkers
+from xdp_erm_py.settings import InterfaceConfig
 
 from .balance import SIZE, arranged
 from .load import Load

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from program import Program
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.lab.cable import Cable
 from xdp_erm_py.program import cache
+from xdp_erm_py.settings import InterfaceConfig
 
 DEFAULT = InterfaceConfig()
 #: Where all runs of tests keep what was compiled; `make clean` removes it.

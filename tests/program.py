@@ -8,12 +8,12 @@ import struct
 from typing import NamedTuple
 
 from xdp_erm_py import shared
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import stats
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.bpf import descriptor
 from xdp_erm_py.program.compiler import PLAIN, Compiled, Variant
 from xdp_erm_py.program.reference import Session
+from xdp_erm_py.settings import InterfaceConfig
 
 XDP_PASS, XDP_REDIRECT = 2, 4
 

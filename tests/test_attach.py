@@ -21,7 +21,6 @@ import pytest
 from pyroute2 import IPRoute
 
 from xdp_erm_py import lab, shared
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attached, attachment, journal, nic, stats
 from xdp_erm_py.kernel import bpf
@@ -31,6 +30,7 @@ from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.traffic import synthetic
 from xdp_erm_py.program import compiler
+from xdp_erm_py.settings import InterfaceConfig
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 TIMEOUT = 60  # seconds

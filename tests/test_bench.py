@@ -18,11 +18,11 @@ from machine import needs_zeek
 from bench import alternatives, balance, cost, helper, load, table, zeek
 from bench.__main__ import main
 from xdp_erm_py import lab
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import attached
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
+from xdp_erm_py.settings import InterfaceConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 0.8  # under load

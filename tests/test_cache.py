@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.program import cache, compiler
 from xdp_erm_py.program.compiler import Variant
 from xdp_erm_py.program.module import Object
+from xdp_erm_py.settings import InterfaceConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, str(REPOSITORY / "bin" / "xdp-erm")]

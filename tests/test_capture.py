@@ -14,8 +14,8 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.utils import rdpcap
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.program.reference import Session
+from xdp_erm_py.settings import InterfaceConfig
 
 CAPTURE = Path(__file__).resolve().parents[2] / "shared" / "captures" / "hp-erm-1.cap"
 

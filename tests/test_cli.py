@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from xdp_erm_py import __version__, lab, shared
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import attachment, stats
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
@@ -28,6 +27,7 @@ from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.traffic import SESSIONS, synthetic
 from xdp_erm_py.program import cache
 from xdp_erm_py.publish.reports import seconds
+from xdp_erm_py.settings import InterfaceConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, str(REPOSITORY / "bin" / "xdp-erm")]

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from xdp_erm_py import shared
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab import generate
 from xdp_erm_py.program import cache, compiler
 from xdp_erm_py.program.compiler import Variant
 from xdp_erm_py.program.module import Object
+from xdp_erm_py.settings import InterfaceConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 60  # seconds

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from xdp_erm_py import config
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import UsageError
+from xdp_erm_py.settings import InterfaceConfig
 
 pytestmark = pytest.mark.check
 

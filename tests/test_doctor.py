@@ -19,7 +19,6 @@ import pytest
 from shell import TIMEOUT, shell
 
 from xdp_erm_py import cli, config, doctor, shared, systemd
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.doctor import OK, PROBLEM, WARNING, Patient
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attached, attachment, journal, nic, programs, spread, stats, topology
@@ -30,6 +29,7 @@ from xdp_erm_py.lab.traffic import synthetic
 from xdp_erm_py.program import compiler
 from xdp_erm_py.program.counters import COUNTERS
 from xdp_erm_py.publish import lock
+from xdp_erm_py.settings import InterfaceConfig
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 PACKET = next(iter(synthetic(flows=1, packets=1))).sent

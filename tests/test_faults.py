@@ -20,7 +20,6 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from xdp_erm_py import lab, shared
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attachment, isolation, journal, stats
 from xdp_erm_py.kernel.links import Links
@@ -29,6 +28,7 @@ from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.namespace import Namespace
 from xdp_erm_py.lab.traffic import synthetic
+from xdp_erm_py.settings import InterfaceConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, str(REPOSITORY / "bin" / "xdp-erm")]

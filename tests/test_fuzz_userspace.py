@@ -30,6 +30,7 @@ from xdp_erm_py.publish import events, publisher
 from xdp_erm_py.publish.publisher import Publisher
 from xdp_erm_py.publish.reports import Message
 from xdp_erm_py.publish.transports import ConnectionFailed, WebSocket
+from xdp_erm_py.settings import SETTINGS, check
 
 PLUGIN = Path(__file__).resolve().parents[1] / "zeekctl" / "xdp_erm_zeekctl.py"
 SECONDS = 10  # for one connection
@@ -48,7 +49,7 @@ def nested(leaves: st.SearchStrategy, keys: st.SearchStrategy) -> st.SearchStrat
 
 # The configuration file
 
-KEYS = ("defaults", "interfaces", "eth1", *config.SETTINGS)
+KEYS = ("defaults", "interfaces", "eth1", *SETTINGS)
 VALUES = (7932, 0, 65536, -1, 1.5, True, None, "restore", "auto", "192.0.2.0/24", "192.0.2.1", "192.0.2.1/24", [], {})
 scalars = st.one_of(st.sampled_from(VALUES), st.none(), st.booleans(), st.integers(), st.floats(), st.dates(),
                     st.binary(max_size=8), st.text(max_size=20))
@@ -61,7 +62,7 @@ TOKENS = (
     "'", '"', "\\", "!!int ", "!!float ", "!!bool ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!!pairs ",
     "!!null ", "!x ", "---\n", "...\n", "%YAML 9.9\n", "\0", "\x85", "\u2028", "9" * 5000)
 nearly = st.lists(st.sampled_from(TOKENS), max_size=20).map("".join)
-settings_text = st.builds("interfaces: {{eth1: {{{}: {}}}}}".format, st.sampled_from(tuple(config.SETTINGS)), nearly)
+settings_text = st.builds("interfaces: {{eth1: {{{}: {}}}}}".format, st.sampled_from(tuple(SETTINGS)), nearly)
 
 
 def check_configuration(file: Path) -> None:
@@ -75,7 +76,7 @@ def check_configuration(file: Path) -> None:
         assert isinstance(loaded, config.Configuration)
         for name, settings_ in loaded.interfaces.items():
             assert "\0" not in name
-            assert {key: config.check(key, value) for key, value in settings_.as_dict().items()
+            assert {key: check(key, value) for key, value in settings_.as_dict().items()
                     if value != []} == {key: value for key, value in vars(settings_).items() if value != ()}
 
 

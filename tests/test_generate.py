@@ -10,10 +10,10 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from xdp_erm_py import cli
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import attachment, stats
 from xdp_erm_py.lab import fanout
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
+from xdp_erm_py.settings import InterfaceConfig
 
 
 def generate(cable: Cable, *arguments: str) -> int:

@@ -27,7 +27,6 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from shell import TIMEOUT, shell
 
 from xdp_erm_py import lab, shared
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attached, attachment, isolation, journal, stats
 from xdp_erm_py.kernel import bpf, clsact, sysfs
@@ -40,6 +39,7 @@ from xdp_erm_py.lab.traffic import Packet
 from xdp_erm_py.program import compiler
 from xdp_erm_py.program.module import Function, Object
 from xdp_erm_py.program.reference import insert_vlan_tag
+from xdp_erm_py.settings import InterfaceConfig
 
 HOST_INTERFACES = Path("/sys/class/net")
 ADDRESS, ADDRESS6, OTHER, OTHER6 = "10.5.0.1", "fd00:5::1", "10.5.0.9", "fd00:5::9"

@@ -14,11 +14,11 @@ import filters
 import killer
 import pytest
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attachment, isolation, journal, stats
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
+from xdp_erm_py.settings import InterfaceConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 60  # seconds

@@ -24,13 +24,13 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 
 from xdp_erm_py import lab
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import UsageError, XdpErmError
 from xdp_erm_py.lab.cable import MAX_FRAME_LEN, SENSOR_INTERFACE, Cable
 from xdp_erm_py.lab.capture import captured, read_pcap
 from xdp_erm_py.lab.fanout import FanoutWorkers, flow_key
 from xdp_erm_py.lab.traffic import Packet, internet_checksum, synthetic
 from xdp_erm_py.program.reference import decapsulate
+from xdp_erm_py.settings import InterfaceConfig
 from xdp_erm_py.shared import COUNTERS
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]

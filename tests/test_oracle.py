@@ -11,8 +11,8 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1AD, Dot1Q
 from scapy.packet import Raw
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.program.reference import decapsulate
+from xdp_erm_py.settings import InterfaceConfig
 from xdp_erm_py.shared import ERM_DEFAULT_PORT
 
 CONFIGURATIONS = (

@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xdp_erm_py import publish
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attached, attachment, stats
 from xdp_erm_py.kernel import bpf
@@ -28,6 +27,7 @@ from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.printable import printable
 from xdp_erm_py.publish import events
 from xdp_erm_py.publish.reports import Reporter
+from xdp_erm_py.settings import InterfaceConfig
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 TIMEOUT = 60  # seconds

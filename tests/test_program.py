@@ -22,7 +22,6 @@ from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Padding, Raw
 
 from xdp_erm_py import shared
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import stats
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.bpf import descriptor
@@ -30,6 +29,7 @@ from xdp_erm_py.program import compiler
 from xdp_erm_py.program.compiler import MOST_COMPARED
 from xdp_erm_py.program.module import Module
 from xdp_erm_py.program.reference import Session
+from xdp_erm_py.settings import InterfaceConfig
 
 pytestmark = pytest.mark.check
 

@@ -8,9 +8,9 @@ import struct
 
 import pytest
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab.capture import read_pcap
 from xdp_erm_py.program.reference import PCP_OF_RAW_PRIORITY, Decapsulation, Session, decapsulate, parse_vlan
+from xdp_erm_py.settings import InterfaceConfig
 from xdp_erm_py.shared import VERDICTS
 
 pytestmark = pytest.mark.check

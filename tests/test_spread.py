@@ -32,8 +32,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
 
-from xdp_erm_py import config, lab
-from xdp_erm_py.config import InterfaceConfig
+from xdp_erm_py import lab
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attachment, spread, stats
 from xdp_erm_py.interface.attached import find
@@ -44,6 +43,7 @@ from xdp_erm_py.lab import generate, traffic
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
 from xdp_erm_py.lab.fanout import PACKET_STATISTICS, SO_RCVBUFFORCE, SOL_PACKET, FanoutWorkers
 from xdp_erm_py.program import compiler
+from xdp_erm_py.settings import InterfaceConfig, cpu_list, parse_cpu_list
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm")]
 TIMEOUT = 60  # seconds
@@ -540,7 +540,7 @@ def host(monkeypatch) -> SimpleNamespace:
     """A host as the test wants it."""
     made = SimpleNamespace(online="0-7", isolated="", receiving=set(), redirects=True, kernel=(6, 1),
                            masks={"rx-0": "0"})
-    monkeypatch.setattr(spread, "_listed", lambda name: set(config.parse_cpu_list(getattr(made, name))))
+    monkeypatch.setattr(spread, "_listed", lambda name: set(parse_cpu_list(getattr(made, name))))
     monkeypatch.setattr(spread, "_receiving", lambda link: made.receiving)
     monkeypatch.setattr(spread, "_redirects", lambda link: made.redirects)
     monkeypatch.setattr(spread, "kernel", lambda: made.kernel)
@@ -550,7 +550,7 @@ def host(monkeypatch) -> SimpleNamespace:
 
 def planned(mode: str = "native", **settings: object) -> tuple[str, str, str]:
     found = spread.plan(LINK, InterfaceConfig(**{"spread": "auto", **settings}), mode)
-    return found.how, config.cpu_list(found.cpus), found.reason
+    return found.how, cpu_list(found.cpus), found.reason
 
 
 def test_none_is_the_default(host):
@@ -590,7 +590,7 @@ def test_cpus_that_were_found_out_stay_while_they_will_do(host):
     def again(**settings: object) -> tuple[str, str]:
         config_ = InterfaceConfig(**{"spread": "auto", **settings})
         found = spread.plan(LINK, config_, "native", before)
-        return config.cpu_list(found.cpus), found.reason
+        return cpu_list(found.cpus), found.reason
 
     host.receiving = {0, 1}
     first = spread.plan(LINK, InterfaceConfig(spread="auto"), "native")
@@ -706,4 +706,4 @@ def test_status_tells_how_and_why(cable):
     found, = json.loads(said.stdout)["interfaces"]
     assert found["spread"] == {"how": "cpumap", "cpus": list(CPUS), "reason": "as configured"}
     said = subprocess.run([*COMMAND, "status"], capture_output=True, text=True, check=True, timeout=TIMEOUT)
-    assert f"cpumap {config.cpu_list(CPUS)}" in said.stdout
+    assert f"cpumap {cpu_list(CPUS)}" in said.stdout

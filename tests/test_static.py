@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.program.compiler import Compiled, Variant
+from xdp_erm_py.settings import InterfaceConfig
 
 pytestmark = pytest.mark.check
 

@@ -9,7 +9,6 @@ import pytest
 from shell import shell
 
 from xdp_erm_py import doctor, lab
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.doctor import PROBLEM, WARNING
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attachment, topology
@@ -19,6 +18,7 @@ from xdp_erm_py.lab import fanout
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.traffic import synthetic
+from xdp_erm_py.settings import InterfaceConfig
 
 DEFAULT, GENERIC = InterfaceConfig(), InterfaceConfig(mode="generic")
 ELSEWHERE = "attach to the interface that the switch's frames come in on"

@@ -22,6 +22,7 @@ from . import __version__, config
 from .errors import UsageError, XdpErmError
 from .modules import PACKAGES
 from .printable import printable, say
+from .settings import DEFAULTS, SETTINGS, InterfaceConfig, Setting, check
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,13 +143,13 @@ def _interfaces(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("interfaces", nargs="*", metavar="IFACE", help=text)
 
 
-def _checked(key: str, many: bool = False, number: bool = False) -> Any:
-    """A parser of one option's text, by the configuration's own rules."""
+def _checked(name: str, setting: Setting) -> Any:
+    """A parser of one option's text, by the setting's own rules."""
     def parse(text: str) -> Any:
-        values = text.split(",") if many else [text]
+        values = text.split(",") if setting.many else [text]
         try:
-            value: Any = [int(item) if number and item.isdecimal() else item for item in values]
-            return config.check(key, value if many else value[0])
+            value: Any = [int(item) if setting.number and item.isdecimal() else item for item in values]
+            return check(name, value if setting.many else value[0])
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
     return parse
@@ -158,44 +159,25 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     """The options that stand over the configuration file. Those that name several things may be repeated."""
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_PATH}, if it is there")
     group = parser.add_argument_group("settings (over the configuration file)")
-    group.add_argument("--port", action="append", type=_checked("port", many=True, number=True), metavar="PORT[,PORT]",
-                       help="UDP destination ports that carry ERM")
-    group.add_argument("--vlan", type=_checked("vlan"), metavar="{restore,tagged,strip}",
-                       help="the mirrored frame's 802.1Q tag")
-    group.add_argument("--depth", type=_checked("depth", number=True), metavar="LEVELS",
-                       help="levels of ERM to peel, 1 to 3; more than 1 needs --source")
-    group.add_argument("--mode", type=_checked("mode"), metavar="{auto,native,generic}", help="where XDP runs")
-    group.add_argument("--source", dest="sources", action="append", type=_checked("sources", many=True),
-                       metavar="PREFIX[,PREFIX]", help="take ERM only from these IPv4 prefixes")
-    group.add_argument("--target", dest="targets", action="append", type=_checked("targets", many=True),
-                       metavar="ADDRESS[,ADDRESS]", help="take ERM only to these IPv4 addresses")
-    group.add_argument("--no-sessions", dest="sessions", action="store_false", default=None,
-                       help="do not count by switch session")
-    group.add_argument("--set-mtu", dest="set_mtu", action="store_true", default=None,
-                       help="raise an MTU that is too small for full-size mirrored frames")
-    group.add_argument("--no-isolate", dest="isolate", action="store_false", default=None,
-                       help="let the host's own network stack have the decapsulated frames, too")
-    group.add_argument("--spread", type=_checked("spread"), metavar="{none,auto,rps,cpumap}",
-                       help="spread decapsulated frames over CPUs")
-    group.add_argument("--spread-cpus", action="append", type=_checked("spread_cpus", many=True),
-                       metavar="CPU[,CPU-CPU]", help="over these CPUs")
-    group.add_argument("--spread-avoid", action="append", type=_checked("spread_avoid", many=True),
-                       metavar="CPU[,CPU-CPU]", help="over all CPUs but these and those of the NIC's interrupts")
-    group.add_argument("--spread-queue", type=_checked("spread_queue", number=True), metavar="FRAMES",
-                       help="that wait for a CPU at most (cpumap)")
-    group.add_argument("--spread-ports", action="store_true", default=None,
-                       help="let the flows of one pair of addresses go to different CPUs (cpumap)")
+    for name, setting in SETTINGS.items():
+        how: dict[str, Any]
+        if setting.metavar is None:
+            how = {"action": "store_const", "const": not DEFAULTS[name]}
+        else:
+            how = {"action": "append" if setting.many else "store", "type": _checked(name, setting),
+                   "metavar": setting.metavar}
+        group.add_argument(setting.option, dest=name, help=setting.help, **how)
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
-    overrides = {key: getattr(args, key) for key in config.SETTINGS if getattr(args, key) is not None}
-    for key in ("port", "sources", "targets", "spread_cpus", "spread_avoid"):
-        if key in overrides:
-            overrides[key] = config.check(key, [item for items in overrides[key] for item in items])
+    overrides = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    for name in overrides:
+        if SETTINGS[name].many:
+            overrides[name] = check(name, [item for items in overrides[name] for item in items])
     return overrides
 
 
-def _configured(args: argparse.Namespace) -> dict[str, config.InterfaceConfig]:
+def _configured(args: argparse.Namespace) -> dict[str, InterfaceConfig]:
     """The interfaces that a command is for, by the kernel's names where they are there, each with its effective
     configuration."""
     from .kernel.links import Links

@@ -13,181 +13,17 @@ Every mistake is a UsageError that names file, line and value; nothing is used o
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import yaml
 
-from . import shared
 from .errors import UsageError
+from .settings import SETTINGS, InterfaceConfig, check
 
 DEFAULT_PATH = Path("/etc/xdp-erm.yaml")
-MODES = ("auto", "native", "generic")
-SPREADS = ("none", "auto", "rps", "cpumap")
-LONGEST_QUEUE = 16384  # what the kernel allows a cpumap's queue, in frames
 LONGEST_OWN_NAME, LONGEST_NAME = 15, 127  # of an interface, in bytes; the latter are alternative ones (uapi linux/if.h)
-
-
-@dataclasses.dataclass(frozen=True)
-class InterfaceConfig:
-    """How one interface is treated. Values are checked and in canonical form."""
-
-    port: tuple[int, ...] = (shared.ERM_DEFAULT_PORT,)
-    """UDP destination ports that carry ERM."""
-    vlan: str = "restore"
-    """The mirrored frame's 802.1Q tag: restore, tagged (only where the ERM header says tagged) or strip."""
-    depth: int = 1
-    """Levels of ERM that are peeled at most. One within another must come from one of the sources."""
-    mode: str = "auto"
-    """Where XDP runs: native (in the driver), generic (in the stack), or auto: native, else generic."""
-    sources: tuple[str, ...] = ()
-    """IPv4 prefixes of the switches; empty: any."""
-    targets: tuple[str, ...] = ()
-    """IPv4 addresses the switches send to; empty: any."""
-    sessions: bool = True
-    """Whether packets are counted by switch session as well."""
-    set_mtu: bool = False
-    """Whether an MTU too small for a full-size mirrored frame is raised."""
-    isolate: bool = True
-    """Whether decapsulated frames are for packet taps only and kept out of the host's own network stack."""
-    spread: str = "none"
-    """How decapsulated frames are spread over CPUs: none, rps, cpumap, or auto: what fits."""
-    spread_cpus: tuple[int, ...] = ()
-    """The CPUs that take part; empty: found out, see spread.py."""
-    spread_avoid: tuple[int, ...] = ()
-    """CPUs that do not take part where spread_cpus is empty."""
-    spread_queue: int = 2048
-    """Frames that wait for each CPU at most (cpumap)."""
-    spread_ports: bool = False
-    """Whether the flows of one pair of addresses may go to different CPUs (cpumap)."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain lists, strings and numbers, as in YAML and JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value
-                for key, value in dataclasses.asdict(self).items()}
-
-
-def _ports(value: Any) -> tuple[int, ...]:
-    ports = value if isinstance(value, list) else [value]
-    for port in ports:
-        if type(port) is not int or not 1 <= port <= 65535:
-            raise ValueError(f"{port!r} is not a UDP port (1 to 65535)")
-    if not ports:
-        raise ValueError("no port given")
-    return tuple(sorted(set(ports)))
-
-
-def _depth(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= shared.MAX_DEPTH:
-        raise ValueError(f"{value!r} is not a depth (1 to {shared.MAX_DEPTH})")
-    return value
-
-
-def _queue(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= LONGEST_QUEUE:
-        raise ValueError(f"{value!r} is not a number of frames (1 to {LONGEST_QUEUE})")
-    return value
-
-
-def _cpus(value: Any) -> tuple[int, ...]:
-    cpus: set[int] = set()
-    for item in value if isinstance(value, list) else [value]:
-        if type(item) is int and item >= 0:
-            cpus.add(item)
-        elif isinstance(item, str):
-            cpus.update(parse_cpu_list(item))
-        else:
-            raise ValueError(f"{item!r} is not a CPU's number, nor a list like 2-5,8")
-    return tuple(sorted(cpus))
-
-
-def parse_cpu_list(text: str) -> list[int]:
-    """The numbers in a list of CPUs as the kernel writes it, like 2-5,8. ValueError: it is none."""
-    cpus: list[int] = []
-    for part in text.split(",") if text else ():
-        first, dash, last = part.partition("-")
-        numbers = [first, last] if dash else [first]
-        if not all(number.isascii() and number.isdecimal() and len(number) < 6 for number in numbers):
-            raise ValueError(f"{text!r} is not a list of CPUs like 2-5,8")
-        if int(numbers[0]) > int(numbers[-1]):
-            raise ValueError(f"{part!r} in {text!r} runs backwards")
-        cpus += range(int(numbers[0]), int(numbers[-1]) + 1)
-    return cpus
-
-
-def cpu_list(cpus: Iterable[int]) -> str:
-    """Rising numbers as parse_cpu_list reads them."""
-    runs: list[list[int]] = []
-    for cpu in cpus:
-        if runs and cpu == runs[-1][-1] + 1:
-            runs[-1][1:] = [cpu]
-        else:
-            runs.append([cpu])
-    return ",".join("-".join(map(str, run)) for run in runs)
-
-
-def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"{value!r} is none of {', '.join(choices)}")
-        return str(value)
-    return check
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is neither true nor false")
-    return value
-
-
-def _prefixes(value: Any) -> tuple[str, ...]:
-    prefixes = set()
-    for prefix in value if isinstance(value, list) else [value]:
-        if not isinstance(prefix, str):
-            raise ValueError(f"{prefix!r} is not an IPv4 prefix like 192.0.2.0/24")
-        try:
-            prefixes.add(ipaddress.IPv4Network(prefix))
-        except ValueError as error:
-            raise ValueError(f"{prefix!r} is not an IPv4 prefix like 192.0.2.0/24: {error}") from None
-    return tuple(str(prefix) for prefix in sorted(prefixes))
-
-
-def _addresses(value: Any) -> tuple[str, ...]:
-    addresses = set()
-    for address in value if isinstance(value, list) else [value]:
-        try:
-            addresses.add(ipaddress.IPv4Address(address if isinstance(address, str) else None))
-        except ValueError:
-            raise ValueError(f"{address!r} is not an IPv4 address like 192.0.2.7") from None
-    return tuple(str(address) for address in sorted(addresses))
-
-
-#: The settings: each with the function that checks a value and brings it into canonical form, or raises ValueError.
-SETTINGS: dict[str, Callable[[Any], Any]] = {
-    "port": _ports,
-    "vlan": _one_of(tuple(shared.VLAN_MODES)),
-    "depth": _depth,
-    "mode": _one_of(MODES),
-    "sources": _prefixes,
-    "targets": _addresses,
-    "sessions": _flag,
-    "set_mtu": _flag,
-    "isolate": _flag,
-    "spread": _one_of(SPREADS),
-    "spread_cpus": _cpus,
-    "spread_avoid": _cpus,
-    "spread_queue": _queue,
-    "spread_ports": _flag,
-}
-
-
-def check(key: str, value: Any) -> Any:
-    """The canonical form of one setting; ValueError says what is wrong with it."""
-    if key not in SETTINGS:
-        raise ValueError(f"unknown key {key!r} (known: {', '.join(SETTINGS)})")
-    return SETTINGS[key](value)
 
 
 def check_interface_name(name: Any) -> str:
@@ -211,7 +47,7 @@ class Configuration:
     """One configuration file: the settings by interface, and those for interfaces it does not name."""
 
     interfaces: dict[str, InterfaceConfig] = dataclasses.field(default_factory=dict)
-    defaults: InterfaceConfig = InterfaceConfig()
+    defaults: InterfaceConfig = dataclasses.field(default_factory=InterfaceConfig)
     depths: dict[str | None, str] = dataclasses.field(default_factory=dict)
     """Where the file says `depth`: FILE:LINE by interface; of None: for all."""
 

@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from . import shared
-from .config import cpu_list
 from .interface import stats as reading
 from .printable import printable, say
 from .program.counters import BY_NAME
+from .settings import cpu_list
 
 _NOTHING = "xdp-erm is not attached to any interface of this network namespace"
 

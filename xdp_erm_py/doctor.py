@@ -25,6 +25,7 @@ from .program.counters import COUNTERS
 from .publish import lock
 from .publish.publisher import KEEP_SECONDS
 from .publish.reports import seconds
+from .settings import DEFAULTS
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -126,7 +127,7 @@ def _patient(link: Link, configuration: config.Configuration, known: bool) -> Pa
     ours = attached.attachment_of(link) if known else None
     if ours is None:
         return Patient(link, configuration.of(link.names, {}).as_dict(), None, {})
-    settings = {**config.InterfaceConfig().as_dict(), **ours.state["config"]}
+    settings = {**DEFAULTS, **ours.state["config"]}
     return Patient(link, settings, ours, stats.read(ours))
 
 

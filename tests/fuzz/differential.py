@@ -14,11 +14,11 @@ from program import XDP_PASS, Counted, Program, mark
 
 from fuzz.generator import LONGEST, Generator
 from xdp_erm_py import shared
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.program import reference
 from xdp_erm_py.program.compiler import PLAIN, Variant
 from xdp_erm_py.program.reference import Decapsulation, Session
+from xdp_erm_py.settings import InterfaceConfig
 
 ANYBODY = ("0.0.0.0/0",)
 

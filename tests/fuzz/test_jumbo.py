@@ -8,10 +8,10 @@ import socket
 from frames import INNER, wrap
 
 from fuzz.generator import LONGEST
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import attachment
 from xdp_erm_py.lab import cable
 from xdp_erm_py.program.reference import decapsulate
+from xdp_erm_py.settings import InterfaceConfig
 
 SECONDS = 10  # for one frame
 FRAMES = 300

@@ -12,9 +12,9 @@ import foreign
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab.cable import MTU, SENSOR_INTERFACE, SWITCH_INTERFACE
 from xdp_erm_py.lab.namespace import Namespace
+from xdp_erm_py.settings import InterfaceConfig
 
 from .books import SECONDS
 from .wire import LONG, NARROW

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xdp_erm_py import shared
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.interface import journal
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.bpf import descriptor
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
+from xdp_erm_py.settings import InterfaceConfig
 
 from .books import SECONDS, Books, Counts, settled
 from .faults import FAULTS, Fault

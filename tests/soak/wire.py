@@ -18,7 +18,6 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import ARP
 from scapy.packet import Packet, Raw
 
-from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE, Cable
 from xdp_erm_py.lab.fanout import (
     AUXDATA,
@@ -30,6 +29,7 @@ from xdp_erm_py.lab.fanout import (
     with_vlan_tag,
 )
 from xdp_erm_py.program.reference import decapsulate
+from xdp_erm_py.settings import InterfaceConfig
 
 FRAMES_A_SECOND = 2000
 BURST = 20

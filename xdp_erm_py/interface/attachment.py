@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 from .. import __version__
-from ..config import InterfaceConfig
 from ..errors import XdpErmError
 from ..kernel import bpf
 from ..kernel.links import Link, Links
 from ..kernel.netlink import Refused
 from ..kernel.privileges import require_to_change
+from ..settings import InterfaceConfig
 from . import isolation, nic, spread, stats, topology
 from .attached import STATE_MAP, Attachment, attachment_of, find, now, write_state
 from .journal import Journal, exclusive

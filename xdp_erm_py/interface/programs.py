@@ -12,11 +12,11 @@ import json
 import resource
 from typing import Any
 
-from ..config import InterfaceConfig
 from ..errors import XdpErmError
 from ..kernel import bpf
 from ..kernel.links import Link
 from ..program import compiler
+from ..settings import InterfaceConfig
 from . import spread
 from .attached import STATE_MAP, Attachment, write_state
 

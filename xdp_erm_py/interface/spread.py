@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import InterfaceConfig, cpu_list, parse_cpu_list
 from ..errors import XdpErmError
 from ..kernel import rps, sysfs
 from ..kernel.links import Link, Links
+from ..settings import InterfaceConfig, cpu_list, parse_cpu_list
 from . import topology
 
 _CPUS = Path("/sys/devices/system/cpu")

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from ..config import InterfaceConfig
 from ..errors import UsageError, XdpErmError
 from ..interface import attachment, stats
+from ..settings import InterfaceConfig
 from ..shared import VERDICTS
 from .cable import SENSOR_INTERFACE, Cable
 from .capture import captured

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ..config import InterfaceConfig
 from ..errors import XdpErmError
 from ..program import reference
+from ..settings import InterfaceConfig
 from .cable import MAX_FRAME_LEN
 from .traffic import Packet
 

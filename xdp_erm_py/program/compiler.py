@@ -16,9 +16,9 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from .. import shared
-from ..config import InterfaceConfig
 from ..errors import XdpErmError
 from ..kernel import bpf
+from ..settings import InterfaceConfig
 from . import cache
 from .module import Module, Object
 

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..config import InterfaceConfig
+from ..settings import InterfaceConfig
 from ..shared import ERM_HEADER_LEN
 
 ETHERNET_LEN = 14

@@ -1,0 +1,28 @@
+"""The table of settings against what follows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xdp_erm_py import settings
+from xdp_erm_py.settings import DEFAULTS, SETTINGS, InterfaceConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def test_defaults_are_in_canonical_form():
+    """An empty list stands for what has no value of its own, like the allow lists: it is never checked."""
+    assert InterfaceConfig(**{name: settings.check(name, value) for name, value in DEFAULTS.items() if value != []}) \
+        == InterfaceConfig()
+
+
+def test_options_say_what_is_not_the_default():
+    for name, setting in SETTINGS.items():
+        assert (setting.metavar is None) == isinstance(DEFAULTS[name], bool), name
+        assert setting.option.startswith("--no-") == (DEFAULTS[name] is True), name
+        assert setting.many == isinstance(DEFAULTS[name], list), name
+    assert len({setting.option for setting in SETTINGS.values()}) == len(SETTINGS)
+
+
+def test_the_documentation_has_the_table():
+    assert f"\n{settings.reference()}\n" in (REPOSITORY / "README.md").read_text()
