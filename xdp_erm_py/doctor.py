@@ -247,11 +247,15 @@ def _sysctl(name: str) -> str | None:
 
 
 def mtu(patient: Patient) -> Iterator[Result]:
-    name, least = patient.link.name, nic.FULL_FRAME_MTU
-    if patient.link.mtu < least:
-        yield Result(WARNING, f"MTU is {patient.link.mtu}, and full-size mirrored frames need {least}: `xdp-erm attach "
-                              f"--set-mtu {name}`, or `ip link set dev {name} mtu {least}`")
-    else:
+    least = nic.FULL_FRAME_MTU
+    with Links() as links:
+        stack = topology.stack(links, patient.link)
+    small = [link for link in stack if link.mtu < least]
+    for link in small:
+        here = "" if link == patient.link else f" of {link.name}, whose frames it gets,"
+        yield Result(WARNING, f"MTU{here} is {link.mtu}, and full-size mirrored frames need {least}: `xdp-erm attach "
+                              f"--set-mtu {patient.link.name}`, or `ip link set dev {link.name} mtu {least}`")
+    if not small:
         yield Result(OK, f"MTU is {patient.link.mtu}")
 
 
@@ -345,13 +349,24 @@ def _leak(patient: Patient, found: isolation.Isolation) -> str:
 
 
 def offloads(patient: Patient) -> Iterator[Result]:
-    movable, fixed = nic.harmful(patient.link)
-    for name in movable:
-        yield Result(PROBLEM, f"{name} is on; it {nic.FEATURES[name]}: `xdp-erm attach {patient.link.name}` turns it "
-                              "off")
-    for name in fixed:
-        yield Result(WARNING, f"{name} is on and the driver does not let it be turned off; it {nic.FEATURES[name]}")
-    if not movable and not fixed:
+    with Links() as links:
+        stack = topology.stack(links, patient.link)
+    well = True
+    for link in stack:
+        here = "" if link == patient.link else f" on {link.name}, whose frames it gets"
+        movable, fixed = nic.harmful(link)
+        for name in movable:
+            yield Result(PROBLEM, f"{name} is on{here}; it {nic.FEATURES[name]}: `xdp-erm attach {patient.link.name}` "
+                                  "turns it off")
+        for name in fixed:
+            if name in nic.TOLERATED:
+                yield Result(OK, f"{name} is on{here} and the driver does not let it be turned off, which does no harm "
+                                 "unless Zeek's AF_Packet::checksum_validation_mode is CHECKSUM_KERNEL")
+            else:
+                yield Result(WARNING, f"{name} is on{here} and the driver does not let it be turned off; it "
+                                      f"{nic.FEATURES[name]}")
+        well = well and not movable and not fixed
+    if well:
         yield Result(OK, "no offload changes mirrored frames")
 
 

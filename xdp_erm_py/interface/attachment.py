@@ -15,7 +15,7 @@ from ..kernel.netlink import Refused
 from ..kernel.privileges import require_to_change
 from ..settings import InterfaceConfig
 from . import isolation, nic, spread, stats, topology
-from .attached import STATE_MAP, Attachment, attachment_of, find, now, write_state
+from .attached import STATE_MAP, Attachment, attachment_of, find, find_all, now, write_state
 from .journal import Journal, exclusive
 from .programs import Candidate, NoFrags, Programs, bpf_refused, candidates_for
 
@@ -56,13 +56,13 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             changes: dict[str, Any] = {}
 
             def intend(more: dict[str, Any]) -> None:
-                changes.update(more)
+                changes.update({**more, **nic.merged(changes, more)})
                 journal.begin(link, changes)
 
             isolated: list[str] = []
             put = False
             try:
-                said += nic.prepare(links, link, config.set_mtu, intend)
+                said += nic.prepare(links, topology.stack(links, link), config.set_mtu, intend)
                 state["nic"] = nic.merged(state["nic"], changes)
                 if taken:  # before there is anything to keep out
                     isolated, state["filter"] = isolation.isolate(link, kept.get("filter"), taken, intend)
@@ -93,9 +93,10 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         else:
             said.append(f"{name}: already attached ({attached.mode}, program {attached.program_id})")
         changes.clear()
-        said += nic.settle(attached.link, intend)
+        stack = topology.stack(links, attached.link)
+        said += nic.settle(stack, intend)
         plan = spread.Plan(**state["spread"])
-        said += nic.steer(attached.link, plan.cpus if plan.how == "rps" else (), state["nic"], intend)
+        said += nic.steer(stack, plan.cpus if plan.how == "rps" else (), state["nic"], intend)
         state["nic"] = nic.merged(state["nic"], changes)
         if config.spread != "none":
             said.append(plan.line(link))
@@ -216,9 +217,22 @@ def detach(name: str) -> list[str]:
             journal.end(link)
             raise XdpErmError(f"{name}: program {current.program_id} cannot be taken off: {refused}") from None
         said = [*mended, f"{name}: detached (program {current.program_id})"]
-        said += nic.restore(links, links.find(name), current.state["nic"])
+        said += nic.restore(links, links.find(name), _unshared(links, current.state["nic"]))
         journal.end(link)
         return said + isolation.release(link)
+
+
+def _unshared(links: Links, changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes without those of interfaces that are below another attached one as well, which has them to keep."""
+    below = dict(changes.get("below", {}))
+    for other in find_all(links):
+        shared = {index: below.pop(index) for each in topology.below(links, other.link)
+                  for index in [str(each.index)] if index in below}
+        if shared:
+            other.state["nic"] = nic.merged({"below": shared}, other.state["nic"])
+            with bpf.Map.by_id(other.maps[STATE_MAP]) as state_map:
+                write_state(state_map, other.state)
+    return {**changes, "below": below}
 
 
 def _program_name(program_id: int) -> str:

@@ -1,18 +1,19 @@
 """Readies a NIC for XDP and for whole frames, and brings its old settings back.
 
-What was changed is a plain dict, which the attached program carries: {"mtu": [1500, 1554], "features": ["rx-gro"],
-"rps": {"rx-0": ["0", "3"]}}, the MTU before and after, the features that were on before, and the masks of receive
-queues before and after. Undoing skips what somebody else has changed since.
+Frames pass the interfaces below it first (see topology.py), so that the same is done to those. What was changed is a
+plain dict, which the attached program carries: {"mtu": [1500, 1554], "features": ["rx-gro"], "rps": {"rx-0": ["0",
+"3"]}, "below": {"7": {...}}}, the MTU before and after, the features that were on before, the masks of receive queues
+before and after, and the same of interfaces below by their numbers. Undoing skips what somebody else has changed since.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import XdpErmError
-from ..kernel import ethtool, rps
+from ..kernel import ethtool, rps, sysfs
 from ..kernel.ethtool import Feature
 from ..kernel.links import Link, Links, gone
 
@@ -26,64 +27,100 @@ FEATURES = {
     "rx-lro": "merges frames before XDP sees them",
     "rx-vlan-hw-parse": "hides the outer VLAN tag from XDP and then puts it on the mirrored frame",
     "rx-vlan-stag-hw-parse": "hides the outer VLAN tag from XDP and then puts it on the mirrored frame",
-    "rx-hashing": "leaves the wrapping's hash on the mirrored frame",
     "rx-checksum": "vouches for the mirrored frame's checksum when it has seen only the wrapping's",
 }
+
+#: Leaves the wrapping's hash on the mirrored frame, which receive packet steering goes by, and nothing else.
+HASHING = "rx-hashing"
+#: Drivers that spread nothing over their queues without it: they clear the table that says which hash goes where.
+ONE_QUEUE_WITHOUT_HASHING = ("i40e", "ice")
+
+#: What does no harm where it cannot be turned off: Zeek believes the verdict only with AF_Packet::CHECKSUM_KERNEL.
+TOLERATED = ("rx-checksum",)
 
 
 #: Told of a change before it is made, so that it can be undone even where the command ends half-way.
 Intend = Callable[[dict[str, Any]], None]
 
 
-def prepare(links: Links, link: Link, set_mtu: bool, intend: Intend) -> list[str]:
-    """Before attaching: the MTU, and the features that keep drivers from taking XDP.
+def prepare(links: Links, stack: list[Link], set_mtu: bool, intend: Intend) -> list[str]:
+    """Before attaching to the first of `stack`, which the others are below: the MTU, and the features that keep drivers
+    from taking XDP.
 
     Returns a line for each thing done or left to do.
     """
     said = []
-    if link.mtu < FULL_FRAME_MTU and set_mtu:
-        intend({"mtu": [link.mtu, FULL_FRAME_MTU]})
-        links.set_mtu(link, FULL_FRAME_MTU)
-        said.append(f"{link.name}: set MTU to {FULL_FRAME_MTU} (was {link.mtu})")
-    elif link.mtu < FULL_FRAME_MTU:
-        said.append(f"{link.name}: warning: MTU is {link.mtu}; full-size mirrored frames need {FULL_FRAME_MTU}: use "
-                    f"--set-mtu or `ip link set dev {link.name} mtu {FULL_FRAME_MTU}`")
-    turned_off, _ = _turn_off(link, intend)
-    if turned_off:
-        said.append(f"{link.name}: turned off {', '.join(turned_off)}")
+    for link, intend_here in reversed(_each(stack, intend)):  # a VLAN's MTU is no larger than that of what it stands on
+        if link.mtu < FULL_FRAME_MTU and set_mtu:
+            intend_here({"mtu": [link.mtu, FULL_FRAME_MTU]})
+            links.set_mtu(link, FULL_FRAME_MTU)
+            said.append(f"{link.name}: set MTU to {FULL_FRAME_MTU} (was {link.mtu})")
+        elif link.mtu < FULL_FRAME_MTU:
+            said.append(f"{link.name}: warning: MTU is {link.mtu}; full-size mirrored frames need {FULL_FRAME_MTU}: "
+                        f"use --set-mtu or `ip link set dev {link.name} mtu {FULL_FRAME_MTU}`")
+        turned_off, _ = _turn_off(link, FEATURES, intend_here)
+        if turned_off:
+            said.append(f"{link.name}: turned off {', '.join(turned_off)}")
     return said
 
 
-def settle(link: Link, intend: Intend) -> list[str]:
-    """Once attached: some drivers turn a feature on with XDP. Warns of what stays on. Returns a line for each."""
-    turned_off, still_on = _turn_off(link, intend)
-    said = [f"{link.name}: turned off {', '.join(turned_off)}, which came on with XDP"] if turned_off else []
-    said += [f"{link.name}: warning: {name} is on and the driver does not let it be turned off; it {FEATURES[name]}"
-             for name in still_on]
+def settle(stack: list[Link], intend: Intend) -> list[str]:
+    """Once attached: some drivers turn a feature on with XDP. Warns of what stays on and does harm.
+
+    Returns a line for each.
+    """
+    said = []
+    for link, intend_here in _each(stack, intend):
+        turned_off, still_on = _turn_off(link, FEATURES, intend_here)
+        if turned_off:
+            said.append(f"{link.name}: turned off {', '.join(turned_off)}, which came on with XDP")
+        said += [f"{link.name}: warning: {name} is on and the driver does not let it be turned off; it {FEATURES[name]}"
+                 for name in still_on if name not in TOLERATED]
     return said
 
 
 def harmful(link: Link) -> tuple[list[str], list[str]]:
     """Those of FEATURES that are on: (what may be turned off, what the driver does not let be turned off)."""
-    return _harmful(_features(link))
+    return _active(_features(link), FEATURES)
 
 
-def steer(link: Link, cpus: tuple[int, ...], earlier: dict[str, Any], intend: Intend) -> list[str]:
-    """Receive packet steering over `cpus`; over none: as it was before the changes `earlier`, which forget it.
+def steer(stack: list[Link], cpus: tuple[int, ...], earlier: dict[str, Any], intend: Intend) -> list[str]:
+    """Receive packet steering over `cpus`, by the mirrored frames' hash; over none: as it was before the changes
+    `earlier`, which forget it.
 
-    Returns a line for what was done.
+    Returns a line for each thing done.
     """
-    if not cpus:
-        return _unsteer(link, earlier.pop("rps", {}))
+    said = []
+    for link, intend_here in _each(stack, intend):
+        if cpus:
+            said += _steer(link, cpus, intend_here)
+        else:
+            here = earlier if link is stack[0] else earlier.get("below", {}).get(str(link.index), {})
+            said += _unsteer(link, here.pop("rps", {}))
+            if HASHING in here.get("features", []):
+                here["features"].remove(HASHING)
+                said += _turn_on(link, [HASHING])
+    return said
+
+
+def _steer(link: Link, cpus: tuple[int, ...], intend: Intend) -> list[str]:
+    said = []
+    turned_off, _ = _turn_off(link, (HASHING,), intend)
+    if turned_off:
+        said.append(f"{link.name}: turned off {HASHING}, which is the wrapping's hash")
+        driver = sysfs.driver(link)
+        if driver in ONE_QUEUE_WITHOUT_HASHING:
+            said.append(f"{link.name}: warning: without it {driver} receives everything in one queue: `spread: cpumap` "
+                        "needs no such thing")
     before, wanted = rps.masks(link), rps.mask_of(cpus)
     changed = [queue for queue, mask in before.items() if not rps.same(mask, wanted)]
     if not changed:
-        return []
+        return said
     intend({"rps": {queue: [before[queue], wanted] for queue in changed}})
     rps.write(link, dict.fromkeys(changed, wanted))
     after = rps.masks(link)  # the kernel leaves isolated CPUs out
     intend({"rps": {queue: [before[queue], after[queue]] for queue in changed}})
-    return [f"{link.name}: set receive packet steering of {', '.join(changed)} to {wanted}"]
+    return [*said, f"{link.name}: set receive packet steering of {', '.join(changed)} to {wanted}"]
 
 
 def _unsteer(link: Link, changes: dict[str, list[str]]) -> list[str]:
@@ -93,6 +130,14 @@ def _unsteer(link: Link, changes: dict[str, list[str]]) -> list[str]:
         return []
     rps.write(link, back)
     return [f"{link.name}: receive packet steering of {', '.join(back)} is as before"]
+
+
+def _each(stack: list[Link], intend: Intend) -> list[tuple[Link, Intend]]:
+    """The interfaces, each with how its changes are told of."""
+    def below(index: int) -> Intend:
+        return lambda changes: intend({"below": {str(index): changes}})
+
+    return [(link, below(link.index) if place else intend) for place, link in enumerate(stack)]
 
 
 def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +154,10 @@ def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
         masks[queue] = [masks.get(queue, [before])[0], after]
     if masks:
         both["rps"] = masks
+    below = [change.get("below", {}) for change in (earlier, later)]
+    if any(below):
+        both["below"] = {index: merged(below[0].get(index, {}), below[1].get(index, {}))
+                         for index in {**below[0], **below[1]}}
     return both
 
 
@@ -120,18 +169,19 @@ def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
         if link.mtu == after:
             links.set_mtu(link, before)
             said.append(f"{link.name}: MTU is {before} again")
-    features = _features(link)
-    back = sorted(name for name in changes.get("features", []) if name in features and not features[name].on)
-    if back:
-        _set(link, dict.fromkeys(back, True))
-        said.append(f"{link.name}: turned on {', '.join(back)} again")
-    return said + _unsteer(link, changes.get("rps", {}))
+    said += _turn_on(link, changes.get("features", [])) + _unsteer(link, changes.get("rps", {}))
+    if "below" in changes:
+        now = {str(other.index): other for other in links}  # an MTU may have gone along with that above
+        for index, here in changes["below"].items():
+            if index in now:
+                said += restore(links, now[index], here)
+    return said
 
 
-def _turn_off(link: Link, intend: Intend) -> tuple[list[str], list[str]]:
-    """(features turned off, features that stay on all the same)"""
+def _turn_off(link: Link, names: Iterable[str], intend: Intend) -> tuple[list[str], list[str]]:
+    """(features turned off, features that stay on all the same), of those named"""
     before = _features(link)
-    movable, fixed = _harmful(before)
+    movable, fixed = _active(before, names)
     if movable:
         intend({"features": movable})
         _set(link, dict.fromkeys(movable, False))
@@ -139,8 +189,18 @@ def _turn_off(link: Link, intend: Intend) -> tuple[list[str], list[str]]:
     return [name for name in on if not after[name].on], [name for name in on if after[name].on]
 
 
-def _harmful(features: dict[str, Feature]) -> tuple[list[str], list[str]]:
-    on = sorted(name for name in FEATURES if name in features and features[name].on)
+def _turn_on(link: Link, names: list[str]) -> list[str]:
+    """Those of the features that are off; a line for it."""
+    features = _features(link)
+    back = sorted(name for name in names if name in features and not features[name].on)
+    if not back:
+        return []
+    _set(link, dict.fromkeys(back, True))
+    return [f"{link.name}: turned on {', '.join(back)} again"]
+
+
+def _active(features: dict[str, Feature], names: Iterable[str]) -> tuple[list[str], list[str]]:
+    on = sorted(name for name in names if name in features and features[name].on)
     movable = [name for name in on if features[name].movable]
     return movable, [name for name in on if name not in movable]
 

@@ -21,7 +21,7 @@ from . import spread
 from .attached import STATE_MAP, Attachment, write_state
 
 # A later command may have more to remember, an offload that came on since.
-_STATE_SLACK = 1024
+_STATE_SLACK = 4096
 
 #: The maps that a new program takes over from the one it replaces.
 CARRIED_MAPS = ("counters", "own_sessions", "sessions", "senders", "steered", "arrived")

@@ -45,6 +45,11 @@ def below(links: Links, link: Link) -> list[Link]:
     return found
 
 
+def stack(links: Links, link: Link) -> list[Link]:
+    """The interface, and those below it."""
+    return [link, *below(links, link)]
+
+
 def above(links: Links, link: Link) -> list[Link]:
     """The interfaces that get frames from it: the bond, team or bridge it is a part of, and VLANs that stand on it."""
     return [other for other in links
