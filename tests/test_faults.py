@@ -258,13 +258,17 @@ def in_a_mount_namespace(prepare: str, *words: str) -> subprocess.CompletedProce
 FULL = "mount -t tmpfs -o size=4k full /run && { dd if=/dev/zero of=/run/fill bs=4k 2>&-; true; }"
 
 
-@pytest.mark.parametrize("prepare, reason", [
-    ("mount -t tmpfs -o ro empty /run", "the lock /run/xdp-erm.lock cannot be opened: Read-only file system"),
-    (FULL, "/run/xdp-erm.lock cannot be written: No space left on device")], ids=["read-only", "full"])
-def test_a_run_that_takes_nothing(cable, prepare, reason):
+LOCK_REFUSED = "the lock /run/xdp-erm.lock cannot be opened: Read-only file system"
+
+
+@pytest.mark.parametrize("prepare, attaching, reason", [
+    ("mount -t tmpfs -o ro empty /run", LOCK_REFUSED, LOCK_REFUSED),
+    (FULL, "the headers cannot be written to /run: No space left on device",
+     "/run/xdp-erm.journal cannot be written: No space left on device")], ids=["read-only", "full"])
+def test_a_run_that_takes_nothing(cable, prepare, attaching, reason):
     before = everything()
     done = in_a_mount_namespace(prepare, "attach", SENSOR)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"xdp-erm: {reason}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"xdp-erm: {attaching}\n")
     assert everything() == before
     attachment.attach(SENSOR, DEFAULT)
     attached = everything()

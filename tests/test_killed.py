@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 60  # seconds
 
 ATTACH = [  # module, class, function, which call of it
+    ("interface.journal", "os", "replace", 1),
     ("kernel.links", "Links", "set_mtu", 1), ("interface.nic", "", "_set", 1),
     ("program.compiler", "", "classifier", 1), ("kernel.bpf", "", "attach_tcx", 1),
     ("interface.programs", "", "write_state", 1), ("kernel.links", "Links", "attach", 1),
@@ -163,6 +166,60 @@ def test_nothing_temporary_is_left(cable, how, monkeypatch):
     _, said = command.communicate(timeout=TIMEOUT)
     assert (command.returncode, said) == ({signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[how], "")
     wait_for(lambda: not temporary())
+
+
+SOUND = {"mtu": [1500, 1554], "features": ["rx-gro"], "rps": {"rx-0": ["0", "00000001,00000003"]}, "clsact": True,
+         "below": {"7": {"features": ["rx-hashing"]}}}
+
+
+@pytest.mark.parametrize("junk", [
+    b"junk", b"\xff", b"[]", b'{"a": {}', b"[" * 100_000, b"null",
+    *(json.dumps(entry).encode() for entry in (
+        None, [], {"mtu": 1500}, {"mtu": [1500]}, {"mtu": [1500, "1554"]}, {"mtu": [-1, 1554]},
+        {"mtu": [1 << 40, 1554]},
+        {"features": "rx-gro"}, {"features": [["rx-gro"]]}, {"features": ["rx-all"]}, {"clsact": 1}, {"else": 1},
+        {"rps": []}, {"rps": {"rx-0": ["0"]}}, {"rps": {"../rx-0": ["0", "3"]}}, {"rps": {"rx-0": ["0", "junk"]}},
+        {"rps": {"rx-0": [0, 3]}}, {"rps": {"rx-0": [",", "3"]}}, {"below": {"eth0": {}}},
+        {"below": {"7": {"else": 1}}}))])
+def test_junk_in_the_journal(cable, tmp_path, monkeypatch, capsys, junk):
+    """It is said in one line, once; nothing is brought back by it, and what else stands there counts."""
+    monkeypatch.setattr(journal, "LOCK", tmp_path / "lock")
+    (tmp_path / "lock").write_bytes(junk)  # where the journal was before
+    with Links() as links, journal.exclusive() as entries:
+        link = links.find(SENSOR)
+        entries.begin(link, SOUND)
+    file, = tmp_path.glob("*.journal")
+    key, = json.loads(file.read_text())
+    try:
+        entry = json.loads(junk)
+        whole = {key: entry} if isinstance(entry, dict) else entry
+    except (ValueError, RecursionError):
+        whole = None
+    file.write_bytes(junk if whole is None else json.dumps(whole).encode())
+    before = everything()
+    attachment.attach(SENSOR, InterfaceConfig())
+    attachment.detach(SENSOR)
+    assert everything() == before
+    assert capsys.readouterr().err.splitlines() == [
+        f"xdp-erm: {file} is damaged, and only what is sound in it is gone by: if a command was killed half-way, "
+        "compare MTU and offloads of its interface yourself (`ip link`, `ethtool -k`)"]
+
+    file.write_text(json.dumps({"1/1/": {"else": 1}, key: SOUND}))
+    with journal.exclusive() as entries:
+        assert entries.unfinished(link) == SOUND
+    assert json.loads(file.read_text()) == {key: SOUND}
+
+
+def test_a_journal_that_cannot_be_written(cable, tmp_path, monkeypatch):
+    """In part, for instance."""
+    monkeypatch.setattr(journal, "LOCK", tmp_path / "lock")
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_text", full)
+    before = everything()
+    with pytest.raises(XdpErmError, match=r"lock\.journal cannot be written: No space left on device$"):
+        attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    assert everything() == before
 
 
 def test_a_lock_that_cannot_be_had(cable, tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """One command at a time changes interfaces, and one that is killed half-way leaves word of what it was about.
 
-The lock file is the journal: for each interface under way, the changes to its NIC (see nic.py) that are not yet in the
-keeping of an attached program, and {"clsact": true} once a qdisc is made for the filter of isolation.py. It is empty
-between commands.
+The journal stands beside the lock file: for each interface under way, the changes to its NIC (see nic.py) that are not
+yet in the keeping of an attached program, and {"clsact": true} once a qdisc is made for the filter of isolation.py.
+There is none between commands.
 """
 
 from __future__ import annotations
@@ -19,23 +19,37 @@ from typing import Any
 
 from ..errors import XdpErmError
 from ..kernel.links import Link
+from . import nic
 
 LOCK = Path("/run/xdp-erm.lock")
 LOCK_SECONDS = 60
 
 
 class Journal:
-    """The entries in the locked file, by network namespace and interface.
+    """Its entries, by network namespace and interface; only for who holds the lock.
 
     The numbers of namespaces and interfaces are used again in time, so the hardware's address is a part of the key.
     """
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._namespace = os.stat("/proc/thread-self/ns/net").st_ino
-        content = os.pread(fd, 1 << 20, 0).decode(errors="replace")
-        # A write is shorter than a page and so done or not done, but the end of an older entry may stand behind it.
-        self._entries: dict[str, Any] = json.JSONDecoder().raw_decode(content)[0] if content else {}
+        self._entries: dict[str, Any] = {}
+        try:
+            kept = json.loads(path.read_text())
+            self._entries = {key: changes for key, changes in kept.items() if _are_changes(changes)}
+            sound = self._entries == kept
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise XdpErmError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, AttributeError, RecursionError):
+            sound = False
+        if not sound:
+            print(f"xdp-erm: {path} is damaged, and only what is sound in it is gone by: if a command was killed "
+                  "half-way, compare MTU and offloads of its interface yourself (`ip link`, `ethtool -k`)",
+                  file=sys.stderr)
+            self._write()
 
     def begin(self, link: Link, changes: dict[str, Any]) -> None:
         """To be called before `changes` are made."""
@@ -56,12 +70,23 @@ class Journal:
         return f"{self._namespace}/{link.index}/{link.address}"
 
     def _write(self) -> None:
-        content = json.dumps(self._entries).encode() if self._entries else b""
+        """Replaces the file as a whole: a command may be killed in the middle of a write, too."""
         try:
-            os.pwrite(self._fd, content, 0)
-            os.ftruncate(self._fd, len(content))
+            if self._entries:
+                new = self._path.with_suffix(".new")
+                new.write_text(json.dumps(self._entries))
+                os.replace(new, self._path)
+            else:
+                self._path.unlink(missing_ok=True)
         except OSError as error:
-            raise XdpErmError(f"{LOCK} cannot be written: {error.strerror}") from None
+            raise XdpErmError(f"{self._path} cannot be written: {error.strerror}") from None
+
+
+def _are_changes(entry: object) -> bool:
+    """Whether an entry is one of ours: what is done by it is done as root."""
+    if not isinstance(entry, dict) or entry.get("clsact", True) is not True:
+        return False
+    return nic.are_changes({key: value for key, value in entry.items() if key != "clsact"})
 
 
 @contextlib.contextmanager
@@ -86,6 +111,6 @@ def exclusive() -> Iterator[Journal]:
                     raise XdpErmError(f"another xdp-erm has held {LOCK} for {LOCK_SECONDS} s; `fuser {LOCK}` names "
                                       "it") from None
                 time.sleep(0.05)
-        yield Journal(lock)
+        yield Journal(LOCK.with_suffix(".journal"))
     finally:
         os.close(lock)

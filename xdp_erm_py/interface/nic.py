@@ -9,6 +9,7 @@ before and after, and the same of interfaces below by their numbers. Undoing ski
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -159,6 +160,24 @@ def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
         both["below"] = {index: merged(below[0].get(index, {}), below[1].get(index, {}))
                          for index in {**below[0], **below[1]}}
     return both
+
+
+def are_changes(value: dict[str, Any]) -> bool:
+    """Whether a dict could be changes, as they are described above; it may come from a file that anything can be in."""
+    mtu, features = value.get("mtu", [1, 1]), value.get("features", [])
+    masks, below = value.get("rps", {}), value.get("below", {})
+    return (value.keys() <= {"mtu", "features", "rps", "below"}
+            and isinstance(mtu, list) and len(mtu) == 2
+            and all(type(each) is int and 0 < each < 1 << 31 for each in mtu)
+            and isinstance(features, list)
+            and all(isinstance(name, str) and name in {*FEATURES, HASHING} for name in features)
+            and isinstance(masks, dict) and all(
+                isinstance(pair, list) and len(pair) == 2 and re.fullmatch(r"rx-\d+", queue)
+                and all(isinstance(mask, str) and re.fullmatch("[0-9a-f]+(,[0-9a-f]+)*", mask) for mask in pair)
+                for queue, pair in masks.items())
+            and isinstance(below, dict) and all(
+                re.fullmatch("[0-9]{1,9}", index) and isinstance(changes, dict) and are_changes(changes)
+                for index, changes in below.items()))
 
 
 def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
