@@ -377,7 +377,7 @@ def test_a_program_that_is_swapped_while_it_is_read_is_not_missed(cable, monkeyp
             nonlocal calls
             calls += 1
             if calls == number:  # noqa: B023
-                raise FileNotFoundError
+                raise bpf.Gone
             return original(*arguments)
 
         monkeypatch.setattr(owner, step, gone)
@@ -387,18 +387,41 @@ def test_a_program_that_is_swapped_while_it_is_read_is_not_missed(cable, monkeyp
     assert 1 < number < 99
 
 
+def test_each_attachment_is_told_from_the_one_before(cable):
+    """However soon it comes; swaps keep what it is known by."""
+    known = []
+    for _ in range(3):
+        attachment.attach(SENSOR, DEFAULT)
+        known.append(stats.snapshot(SENSOR)[0]["id"])
+        attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+        assert stats.snapshot(SENSOR)[0]["id"] == known[-1]
+        attachment.detach(SENSOR)
+    assert len(set(known)) == 3
+
+
+@pytest.mark.parametrize("act", [lambda: stats.snapshot(), lambda: stats.snapshot(SENSOR)])
+def test_a_file_that_is_missing_is_no_swap(cable, monkeypatch, act):
+    """It is said, not looked for over and over, and no descriptor is left open."""
+    attachment.attach(SENSOR, DEFAULT)
+    monkeypatch.setattr(bpf, "_POSSIBLE", Path("/nowhere/possible"))
+    before = sorted(os.listdir("/proc/self/fd"))
+    assert fails(act) == "/nowhere/possible cannot be read: No such file or directory"
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    monkeypatch.undo()
+
+
 def test_a_changed_mode_keeps_the_counters(cable):
     packets = list(synthetic(flows=20, packets=100))
     attachment.attach(SENSOR, NATIVE)
-    since = [stats.snapshot(SENSOR)[0][name] for name in ("attached_at", "since_boot")]
-    assert 0 < time.clock_gettime(time.CLOCK_BOOTTIME) - since[1] < TIMEOUT
+    since = [stats.snapshot(SENSOR)[0][name] for name in ("id", "attached_at", "since_boot")]
+    assert 0 < time.clock_gettime(time.CLOCK_BOOTTIME) - since[2] < TIMEOUT
     for number, (before, config) in enumerate([("native", GENERIC), ("generic", NATIVE), ("native", GENERIC)], 1):
         assert mirror(cable, packets).identical == 100
         assert attachment.attach(SENSOR, config) == [
             f"{SENSOR}: the kernel allows no two programs, so there was none for a moment while the mode changed from "
             f"{before}", f"{SENSOR}: attached ({config.mode}, program {link().program_id})"]
         interface, = stats.snapshot(SENSOR)
-        assert [interface[name] for name in ("mode", "attached_at", "since_boot")] == [config.mode, *since]
+        assert [interface[name] for name in ("mode", "id", "attached_at", "since_boot")] == [config.mode, *since]
         assert interface["counters"]["decapsulated"] == {
             "packets": 100 * number, "bytes": sum(len(packet.sent) for packet in packets) * number}
         assert sum(session["packets"] for session in interface["sessions"]) == 100 * number

@@ -105,7 +105,7 @@ def test_json(cable, attached):
     octets = mirror(cable, 100)
     interface, = json.loads(run("stats", "--json").stdout)["interfaces"]
     assert list(interface) == [
-        "name", "other_names", "ifindex", "mode", "program_id", "attached_at", "since_boot", "config", "spread",
+        "name", "other_names", "ifindex", "mode", "program_id", "id", "attached_at", "since_boot", "config", "spread",
         "counters", "sessions", "foreign", "cpus", "isolation"]
     with Links() as links:
         assert interface["ifindex"] == links.find(SENSOR).index

@@ -16,7 +16,8 @@ PACKETS, BYTES = 698764922, 18446744073709551615
 def reading(name: str = "eth1") -> dict:
     sessions = [{"source": "192.168.100.200", "source_port": 65535, "packets": PACKETS, "bytes": BYTES,
                  "last_seen": "2026-11-30T00:00:00.000Z"}]
-    return {"name": name, "ifindex": 9, "mode": "native", "attached_at": "2026-11-30T00:00:00Z", "sessions": sessions,
+    return {"name": name, "ifindex": 9, "mode": "native", "id": "1", "attached_at": "2026-11-30T00:00:00Z",
+            "sessions": sessions,
             "counters": {counter: {"packets": PACKETS, "bytes": BYTES} for counter in shared.COUNTERS},
             "cpus": {"1": {"steered": PACKETS, "dropped": PACKETS}}, "foreign": sessions}
 

@@ -332,19 +332,19 @@ def test_queues():
 def test_reports(cable):
     attachment.attach(SENSOR, InterfaceConfig())
     with Links() as links:
-        attached_at = attached.find(links, SENSOR).state["attached_at"]
+        state = attached.find(links, SENSOR).state
     assert found("reports") == []  # no publisher, which is said already
     with publisher():
         well("reports", "Zeek has taken no report yet")  # it is attached since a moment ago
         ends = lock.DEFAULT.with_suffix(".json")
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         for age, result in ((20, OK), (590, OK), (660, WARNING)):
-            end = {"attached_at": attached_at, "since_boot": since_boot - age}
+            end = {"id": state["id"], "since_boot": since_boot - age}
             ends.write_text(json.dumps({"interfaces": {SENSOR: end}}))
             assert [each for each, _ in found("reports")] == [result]
         says("reports", WARNING, "Zeek has taken no report for 11 minutes", "journalctl -u xdp-erm-publish.service")
         # The publisher remembers programs that are gone.
-        ends.write_text(json.dumps({"interfaces": {SENSOR: {**end, "attached_at": "2026-01-01T00:00:00.000Z"}}}))
+        ends.write_text(json.dumps({"interfaces": {SENSOR: {**end, "id": "another"}}}))
         well("reports", "no report yet")
         ends.write_text("{")
         well("reports", "no report yet")

@@ -40,7 +40,7 @@ HOST = "sensor"
 
 def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, session: int | None = None,
             queue_drops: tuple[int, ...] = (), foreign: dict[str, int] | None = None,
-            isolation: dict[str, int] | None = None,
+            isolation: dict[str, int] | None = None, id_: str = "1",
             **counters: int) -> dict[str, Any]:
     """One interface as stats.snapshot() describes it; bytes are 100 times packets."""
     counted = {name: {"packets": 0, "bytes": 0} for name in shared.COUNTERS}
@@ -49,7 +49,7 @@ def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, 
     sessions = [] if session is None else [
         {"source": "198.51.100.1", "source_port": 5, "packets": session, "bytes": 100 * session,
          "last_seen": "2023-11-14T22:13:21.500Z"}]
-    return {"name": "lo", "ifindex": ifindex, "mode": "native", "program_id": 1, "attached_at": attached_at,
+    return {"name": "lo", "ifindex": ifindex, "mode": "native", "program_id": 1, "id": id_, "attached_at": attached_at,
             "config": {}, "counters": counted, "sessions": sessions,
             "foreign": [{"source": source, "packets": count, "bytes": 100 * count, "last_seen": ATTACHED_AT}
                         for source, count in (foreign or {}).items()],
@@ -261,7 +261,8 @@ def test_any_junk_in_the_file_of_ends_is_survived(ends: Path) -> None:
 
 
 @pytest.mark.parametrize("again", [
-    {"attached_at": "2023-11-14T23:13:20Z"}, {"ifindex": 8}], ids=["attached anew", "interface created anew"])
+    {"id_": "2"}, {"id_": "2", "attached_at": "2023-11-14T23:13:20Z"}, {"ifindex": 8}],
+    ids=["attached anew in the same second", "attached anew", "interface created anew"])
 def test_a_new_attachment_counts_from_zero_even_if_it_counted_more(ends: Path, again: dict[str, Any]) -> None:
     readings = Readings(reading(10, session=10))
     reporter = Reporter(HOST, ends, readings)
@@ -271,6 +272,18 @@ def test_a_new_attachment_counts_from_zero_even_if_it_counted_more(ends: Path, a
     assert report.packets == {"decapsulated": 15}
     assert report.sessions[0][2] == 15
     assert report.seconds > 3600
+
+
+def test_an_attachment_by_an_earlier_version_goes_on(ends: Path) -> None:
+    """It has no id, nor has what was kept of it: the time of it stands for that."""
+    readings = Readings(reading(10, id_=ATTACHED_AT))
+    reporter = Reporter(HOST, ends, readings)
+    reporter.acknowledge(reporter.collect()[0])
+    kept = json.loads(ends.read_text())
+    del kept["interfaces"]["lo"]["id"]
+    ends.write_text(json.dumps(kept))
+    readings.now = [reading(15, id_=ATTACHED_AT)]
+    assert Report(Reporter(HOST, ends, readings).collect()[0].text).packets == {"decapsulated": 5}
 
 
 def test_an_interface_with_a_new_name_is_not_counted_twice(ends: Path) -> None:

@@ -217,7 +217,7 @@ def _readings(name: str | None, seconds: float) -> Iterator[tuple[float, list[di
 
 def _rate(interface: dict[str, Any], before: dict[str, Any] | None, counter: str, unit: str, elapsed: float) -> float:
     """Per second. Zero at the first reading, and where the program was attached anew in between."""
-    if before is None or before["attached_at"] != interface["attached_at"] or elapsed <= 0:
+    if before is None or before["id"] != interface["id"] or elapsed <= 0:
         return 0.0
     counted: int = interface["counters"][counter][unit] - before["counters"][counter][unit]
     return max(0.0, counted / elapsed)

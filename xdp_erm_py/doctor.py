@@ -418,16 +418,16 @@ def reports(patient: Patient) -> Iterator[Result]:
     assert patient.attached is not None
     if lock.holder(lock.DEFAULT) is None:
         return
-    attached_at = patient.attached.state["attached_at"]
+    state = patient.attached.state
     try:
         acknowledged = json.loads(lock.DEFAULT.with_suffix(".json").read_text())["interfaces"]
         end = acknowledged[printable(patient.link.name)]
-        if end["attached_at"] != attached_at:
+        if end["id"] != state["id"]:
             raise LookupError("of a program before this one")
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - end["since_boot"]
         since, patience, taken = "", KEEP_SECONDS, f"Zeek has taken a report {age:.0f} s ago"
     except (FileNotFoundError, ValueError, LookupError, TypeError):
-        age = time.time() - seconds(attached_at)
+        age = time.time() - seconds(state["attached_at"])
         since, patience, taken = ", since it was attached", FIRST_REPORT, "Zeek has taken no report yet"
     if age > patience:
         yield Result(WARNING, f"Zeek has taken no report for {_duration(age)}{since}: the publisher's log says why "

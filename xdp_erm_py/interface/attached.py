@@ -30,9 +30,9 @@ class Attachment:
 
     link: Link
     state: dict[str, Any]
-    """version, digest, config, attached_at, since_boot (the same moment in seconds since boot), spread (a spread.Plan),
-    frags (whether it takes frames in several pieces of memory), filter (that it relies on, see isolation.py), nic (what
-    was changed for it, see nic.py)"""
+    """id (of the attachment: swaps keep it), version, digest, config, attached_at, since_boot (the same moment in
+    seconds since boot), spread (a spread.Plan), frags (whether it takes frames in several pieces of memory), filter
+    (that it relies on, see isolation.py), nic (what was changed for it, see nic.py)"""
     maps: dict[str, int]
     """The program's maps: ids by name."""
 
@@ -48,9 +48,9 @@ class Attachment:
 
 
 def undisturbed(look: Callable[[], Seen]) -> Seen:
-    """What `look` returns once no program or map is swapped or detached under it (FileNotFoundError)."""
+    """What `look` returns once no program or map is swapped or detached under it (bpf.Gone)."""
     while True:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(bpf.Gone):
             return look()
 
 
@@ -69,12 +69,12 @@ def attachment_of(link: Link) -> Attachment | None:
     """Our program on `link`, recognised by its state map."""
     try:
         return _attachment_of(link)
-    except FileNotFoundError:
+    except bpf.Gone:
         return None  # detached while we looked
 
 
 def _attachment_of(link: Link) -> Attachment | None:
-    """FileNotFoundError: the program is gone by now."""
+    """bpf.Gone: the program is gone by now."""
     if link.program_id is None:
         return None
     with bpf.descriptor(bpf.program_fd(link.program_id)) as program:
@@ -98,7 +98,8 @@ def _state(value: bytes) -> dict[str, Any] | None:
         state = json.loads(value.rstrip(b"\0"))
         datetime.strptime(state["attached_at"], _TIME)
         plausible = all(isinstance(state[key], kind) for key, kind in _STATE_TYPES.items())
-        plan = state.get("spread")  # versions before it had none
+        plausible &= isinstance(state.setdefault("id", state["attached_at"]), str)  # versions before it had none
+        plan = state.get("spread")  # likewise
         if plan:
             plausible &= isinstance(plan["how"], str) and all(type(cpu) is int for cpu in plan["cpus"])
         relied = state.get("filter")

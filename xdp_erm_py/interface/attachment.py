@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import secrets
 import time
 from typing import Any
 
@@ -42,10 +43,12 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             raise XdpErmError(f"{name}: {refused}")
         candidates = candidates_for(link, current, config, mode)
         kept: dict[str, Any] = current.state if current else {
-            "attached_at": now(), "since_boot": time.clock_gettime(time.CLOCK_BOOTTIME), "nic": {}}
+            "id": secrets.token_hex(8), "attached_at": now(),
+            "since_boot": time.clock_gettime(time.CLOCK_BOOTTIME), "nic": {}}
         before = current.maps if current else {}
-        state = {"version": __version__, "config": config.as_dict(), "attached_at": kept["attached_at"],
-                 "since_boot": kept.get("since_boot"), "nic": kept["nic"], **candidates[0].state}
+        state = {"id": kept["id"], "version": __version__, "config": config.as_dict(),
+                 "attached_at": kept["attached_at"], "since_boot": kept.get("since_boot"), "nic": kept["nic"],
+                 **candidates[0].state}
         with contextlib.ExitStack() as opened:
             programs = taken = None
             if config.isolate:
@@ -239,7 +242,7 @@ def _program_name(program_id: int) -> str:
     try:
         with bpf.descriptor(bpf.program_fd(program_id)) as program:
             return bpf.program_info(program).name or "without a name"
-    except FileNotFoundError:
+    except bpf.Gone:
         return "gone by now"
 
 

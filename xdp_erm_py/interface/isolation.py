@@ -177,7 +177,7 @@ def _filters(rtnetlink: Rtnetlink, link: Link) -> list[_Filter]:
         raise XdpErmError(f"{link.name}: its tcx programs cannot be read: {error.strerror}") from None
     found = []
     for program_id in tcx.programs if tcx else ():
-        with contextlib.suppress(FileNotFoundError), bpf.descriptor(bpf.program_fd(program_id)) as program:
+        with contextlib.suppress(bpf.Gone), bpf.descriptor(bpf.program_fd(program_id)) as program:
             found.append(_Filter(bpf.program_info(program).name, program_id, None))  # or it is gone meanwhile
     try:
         others = clsact.ingress(rtnetlink, link)
@@ -300,7 +300,7 @@ def _detach_tcx(link: Link, filter_: _Filter) -> None:
     try:
         with bpf.descriptor(bpf.program_fd(filter_.program_id)) as program:
             bpf.detach_tcx(link.index, program)
-    except FileNotFoundError:
+    except bpf.Gone:
         pass  # somebody else did it
     except OSError as error:
         raise XdpErmError(f"{link.name}: the tcx program {filter_.program_id} ({FILTER}) cannot be taken off: "

@@ -43,13 +43,14 @@ def describe(attachment: Attachment) -> dict[str, Any]:
     return {
         "name": attachment.link.name, "other_names": list(attachment.link.other_names),
         "ifindex": attachment.link.index, "mode": attachment.mode, "program_id": attachment.program_id,
-        "attached_at": attachment.state["attached_at"], "since_boot": attachment.state.get("since_boot"),
-        "config": attachment.state["config"], "spread": attachment.state.get("spread"),
+        "id": attachment.state["id"], "attached_at": attachment.state["attached_at"],
+        "since_boot": attachment.state.get("since_boot"), "config": attachment.state["config"],
+        "spread": attachment.state.get("spread"),
     }
 
 
 def read(attachment: Attachment) -> dict[str, Any]:
-    """What one interface has counted. FileNotFoundError: it was detached or swapped meanwhile."""
+    """What one interface has counted. bpf.Gone: it was detached or swapped meanwhile."""
     return {**describe(attachment), "counters": _counters(attachment), "sessions": _sessions(attachment),
             "foreign": _foreign(attachment), "cpus": _cpus(attachment), "isolation": _isolation(attachment)}
 

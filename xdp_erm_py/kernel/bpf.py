@@ -83,9 +83,20 @@ def _name(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode(errors="replace")
 
 
+class Gone(FileNotFoundError):
+    """There is no program, or no map, of this id any more."""
+
+
 def possible_cpus() -> tuple[int, ...]:
-    """The numbers of the CPUs that a per-CPU map holds a value for, in the order of these; there may be gaps."""
-    runs = [run.split("-") for run in _POSSIBLE.read_text().strip().split(",")]
+    """The numbers of the CPUs that a per-CPU map holds a value for, in the order of these; there may be gaps.
+
+    XdpErmError: /sys does not tell.
+    """
+    try:
+        text = _POSSIBLE.read_text()
+    except OSError as error:
+        raise XdpErmError(f"{_POSSIBLE} cannot be read: {error.strerror}") from None
+    runs = [run.split("-") for run in text.strip().split(",")]
     return tuple(cpu for run in runs for cpu in range(int(run[0]), int(run[-1]) + 1))
 
 
@@ -99,8 +110,15 @@ def descriptor(fd: int) -> Iterator[int]:
 
 
 def program_fd(program_id: int) -> int:
-    """A new descriptor of a loaded program. ENOENT: it is gone; EPERM: needs root."""
-    return _bpf(_PROG_GET_FD_BY_ID, struct.pack("=III", program_id, 0, 0))
+    """A new descriptor of a loaded program. Gone: there is none of that id; EPERM: needs root."""
+    return _by_id(_PROG_GET_FD_BY_ID, program_id)
+
+
+def _by_id(command: int, number: int) -> int:
+    try:
+        return _bpf(command, struct.pack("=III", number, 0, 0))
+    except FileNotFoundError as error:
+        raise Gone(*error.args) from None
 
 
 def _info(fd: int, info: ctypes.Array[ctypes.c_char]) -> None:
@@ -125,17 +143,21 @@ class Map:
     def __init__(self, fd: int) -> None:
         """Takes over the descriptor `fd`."""
         self.fd = fd
-        info = ctypes.create_string_buffer(40)
-        _info(fd, info)
-        kind, map_id, key_size, value_size, max_entries, flags = struct.unpack_from("=6I", info)
-        self.info = MapInfo(kind, map_id, key_size, value_size, max_entries, flags, _name(info.raw[24:40]))
-        self._stride = (value_size + 7) // 8 * 8
-        self._copies = len(possible_cpus()) if kind in _PERCPU_MAP_TYPES else 1
+        try:
+            info = ctypes.create_string_buffer(40)
+            _info(fd, info)
+            kind, map_id, key_size, value_size, max_entries, flags = struct.unpack_from("=6I", info)
+            self.info = MapInfo(kind, map_id, key_size, value_size, max_entries, flags, _name(info.raw[24:40]))
+            self._stride = (value_size + 7) // 8 * 8
+            self._copies = len(possible_cpus()) if kind in _PERCPU_MAP_TYPES else 1
+        except BaseException:
+            os.close(fd)
+            raise
 
     @classmethod
     def by_id(cls, map_id: int) -> Map:
-        """Opens a loaded map. ENOENT: it is gone; EPERM: needs root."""
-        return cls(_bpf(_MAP_GET_FD_BY_ID, struct.pack("=III", map_id, 0, 0)))
+        """Opens a loaded map. Gone: there is none of that id; EPERM: needs root."""
+        return cls(_by_id(_MAP_GET_FD_BY_ID, map_id))
 
     @classmethod
     def create_array(cls, name: str, value_size: int) -> Map:

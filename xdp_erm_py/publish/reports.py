@@ -160,7 +160,8 @@ class Reporter:
                 drops: int | None) -> Message:
         """`begin`: the end of the report before."""
         end = {
-            "ifindex": interface["ifindex"], "attached_at": interface["attached_at"], "since_boot": since_boot,
+            "ifindex": interface["ifindex"], "id": interface["id"], "attached_at": interface["attached_at"],
+            "since_boot": since_boot,
             "counters": {counter: [value["packets"], value["bytes"]]
                          for counter, value in interface["counters"].items()},
             "sessions": {f"{session['source']} {session['source_port']}": [session["packets"], session["bytes"]]
@@ -242,6 +243,8 @@ def _checked_end(end: dict[str, Any]) -> dict[str, Any]:
     if not all(type(number) is int and number >= 0 for number in numbers) or not math.isfinite(end["since_boot"]):
         raise ValueError("not a count, or not a time")
     seconds(end["attached_at"])
+    if type(end.setdefault("id", end["attached_at"])) is not str:  # earlier versions had none
+        raise TypeError("not an id")
     return end
 
 
@@ -262,8 +265,11 @@ def _remember(ends: dict[str, dict[str, Any]], name: str, end: dict[str, Any]) -
 
 
 def _attachment(interface: Snapshot) -> tuple[int, str]:
-    """What an interface's program stays the same by, over swaps and under another name."""
-    return interface["ifindex"], interface["attached_at"]
+    """What an interface's program stays the same by, over swaps and under another name.
+
+    The interface's number as well, since the id of one that an earlier version has attached is the time of that.
+    """
+    return interface["ifindex"], interface["id"]
 
 
 def _isolated(begin: dict[str, Any], end: dict[str, Any]) -> dict[str, int | None]:
