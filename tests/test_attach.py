@@ -108,7 +108,7 @@ def bridge():
 
 def wait_until_gone(open_by_id, number):
     """The kernel frees programs and maps some time after their last user has left."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         try:
             with bpf.descriptor(open_by_id(number)):

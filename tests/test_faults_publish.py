@@ -213,7 +213,7 @@ def test_no_descriptors_for_a_while(place: Publishing) -> None:
     process = place.start()
     place.until(lambda: place.zeek.reports >= 2, process)
     place.zeek.mood = "frozen"
-    place.until(lambda: json.loads((place.directory / "pid.json").read_text())["under_way"], process)
+    place.until(lambda: place.zeek.unanswered, process)
     limit = ["prlimit", f"--pid={process.pid}"]
     subprocess.run([*limit, "--nofile=3:"], check=True, timeout=TIMEOUT)
     with place.zeek.away():

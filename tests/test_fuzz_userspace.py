@@ -33,7 +33,7 @@ from xdp_erm_py.publish.transports import ConnectionFailed, WebSocket
 from xdp_erm_py.settings import SETTINGS, check
 
 PLUGIN = Path(__file__).resolve().parents[1] / "zeekctl" / "xdp_erm_zeekctl.py"
-SECONDS = 10  # for one connection
+SECONDS = 60  # for one connection
 DEEP = 20_000  # more levels than Python's own stack has
 
 

@@ -200,7 +200,7 @@ def test_the_sensors_own_traffic_is_unaffected(sensor, mode):
     with sensor.switch.entered():
         shell(f"ip address add {OTHER}/24 dev {SWITCH}")
         # ARP and TCP, to the sensor and back.
-        with socket.create_connection((ADDRESS, TCP_PORT), timeout=10):
+        with socket.create_connection((ADDRESS, TCP_PORT), timeout=TIMEOUT):
             pass
 
 

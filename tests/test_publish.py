@@ -36,6 +36,7 @@ from xdp_erm_py.publish.transports import Broker, ConnectionFailed, WebSocket
 
 ATTACHED_AT = "2023-11-14T22:13:20Z"
 HOST = "sensor"
+TIMEOUT = 60  # seconds
 
 
 def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, session: int | None = None,
@@ -543,9 +544,9 @@ def acknowledgement(text: str) -> str:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, "waited 20 s in vain"
+        assert time.monotonic() < deadline, f"waited {TIMEOUT} s in vain"
         await asyncio.sleep(0.01)
 
 
@@ -576,7 +577,7 @@ async def publishing(reporter: Reporter, *transports: Any, interval: float = 0.0
         yield publisher
     finally:
         publisher.stop()
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, TIMEOUT)
 
 
 @pytest.fixture(autouse=True)
@@ -798,7 +799,7 @@ def test_the_process_with_the_bindings_takes_messages_as_they_come(tmp_path: Pat
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdin and process.stdout
-        impatience = threading.Timer(20, process.kill)
+        impatience = threading.Timer(TIMEOUT, process.kill)
         impatience.start()
         try:
             assert process.stdout.readline() == b"{}\n"
@@ -855,7 +856,7 @@ def test_an_endless_line_of_broker_has_failed() -> None:
                 await broker.receive()
         finally:
             await broker.close()
-    asyncio.run(asyncio.wait_for(receive(), 20))
+    asyncio.run(asyncio.wait_for(receive(), TIMEOUT))
 
 
 def test_what_nobody_has_thought_of_ends_the_publisher(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -867,7 +868,7 @@ def test_what_nobody_has_thought_of_ends_the_publisher(ends: Path, monkeypatch: 
         reporter = Growing(ends)
         monkeypatch.setattr(reporter, "acknowledge", fails)
         async with Zeek() as zeek:
-            await asyncio.wait_for(Publisher(reporter, [WebSocket("127.0.0.1", zeek.port)], HOST, 0.02).run(), 20)
+            await asyncio.wait_for(Publisher(reporter, [WebSocket("127.0.0.1", zeek.port)], HOST, 0.02).run(), TIMEOUT)
     with pytest.raises(ZeroDivisionError):
         asyncio.run(scenario())
 
@@ -902,7 +903,7 @@ def test_an_hour_without_zeek(ends: Path, monkeypatch: pytest.MonkeyPatch) -> No
             await until(lambda: len(zeek.received) >= 61)
             await until(lambda: not publisher._kept)
             publisher.stop()
-            await asyncio.wait_for(running, 20)
+            await asyncio.wait_for(running, TIMEOUT)
             assert sum(counted.get("decapsulated", 0) for counted in zeek.packets) == 360 * 7
             last = Report(zeek.received[-1])
             assert last.packets == {"decapsulated": (360 - 61) * 7}
@@ -1012,7 +1013,7 @@ def test_the_command_on_an_interface(tmp_path: Path) -> None:
                 await asyncio.to_thread(run, "ip", "link", "delete", "erm0")
                 await until(lambda: events.DETACHED in zeek.received[-1])
                 process.send_signal(signal.SIGTERM)
-                _, said = await asyncio.to_thread(process.communicate, timeout=20)
+                _, said = await asyncio.to_thread(process.communicate, timeout=TIMEOUT)
                 assert process.returncode == 0, said
                 return zeek, said, resident
             finally:

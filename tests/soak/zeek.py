@@ -33,6 +33,8 @@ class Zeek(threading.Thread):
         self.mood = "ok"
         self.reports = 0
         self.detached = 0
+        #: Messages that came while it was frozen.
+        self.unanswered = 0
         #: By when the program was attached and counter: packets and bytes.
         self.logged: dict[str, collections.Counter[tuple[str, int]]] = collections.defaultdict(collections.Counter)
 
@@ -78,6 +80,7 @@ class Zeek(threading.Thread):
         with contextlib.suppress(websockets.ConnectionClosed):
             async for text in connection:
                 if self.mood == "frozen":
+                    self.unanswered += 1
                     continue
                 if self.mood != "ok":
                     await connection.send(LARGE if self.mood == "large" else "\0[")
