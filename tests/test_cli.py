@@ -287,6 +287,40 @@ def test_watch_ends_when_the_interface_goes(cable, attached):
         1, f"xdp-erm: {SENSOR}: xdp-erm is not attached; `xdp-erm attach {SENSOR}` does it\n")
 
 
+def test_watch_gives_the_screen_back_when_it_is_terminated(cable, attached, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*COMMAND, "stats", "--watch", "0.2"], stdout=theirs)
+    os.close(theirs)
+    screen = b""
+    try:
+        while b"decapsulated" not in screen:
+            assert select.select([ours], [], [], TIMEOUT)[0], screen
+            screen += os.read(ours, 1 << 16)
+        process.terminate()
+        with contextlib.suppress(OSError):  # as a terminal says that nobody is at its other end any more
+            while read := os.read(ours, 1 << 16):
+                screen += read
+        assert process.wait(TIMEOUT) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        os.close(ours)
+    assert screen.count(b"\x1b[?1049h") == screen.count(b"\x1b[?1049l") == 1
+
+
+@pytest.mark.parametrize("arguments", [("attach", SENSOR), ("status",), ("stats",), ("config", SENSOR), ("doctor",),
+                                       ("detach", SENSOR), ("--version",)], ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams(cable, attached, arguments, closed):
+    """Nobody wants to hear of it: it is done all the same, and says so by its status."""
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *COMMAND, *arguments], capture_output=True, text=True,
+                          timeout=TIMEOUT, check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stdout + done.stderr
+    with Links() as links:
+        assert (links.find(SENSOR).program_id is None) == (arguments[0] == "detach")
+
+
 @pytest.mark.parametrize("arguments", [("stats", "--watch", "0.1"), ("stats", "--json"), ("status",)])
 def test_a_reader_that_goes_away(cable, attached, arguments):
     """As in `xdp-erm stats --watch | head -1`: it ends and says nothing."""

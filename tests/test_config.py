@@ -322,3 +322,33 @@ def test_as_dict_is_plain_data():
     plain = InterfaceConfig(sources=("10.0.0.0/8",)).as_dict()
     assert yaml.safe_load(yaml.safe_dump(plain)) == plain
     assert list(plain) == [field.name for field in dataclasses.fields(InterfaceConfig)]
+
+
+# What YAML reads and nobody means
+
+@pytest.mark.parametrize("value", ["22:22", "[7932, 22:22]", "010", "0x1f", "0b11", "7_932", "+7932"])
+def test_numbers_that_are_not_decimal(file, value):
+    wrong = value.split()[-1].strip("[]")
+    assert problem_of(file, f"interfaces:\n  eth1:\n    port: {value}\n") == \
+        f"erm.yaml:3: {wrong} is not a decimal number: write it as one"
+
+
+def test_cpus_are_numbers_as_well(file):
+    assert problem_of(file, "defaults: {spread_cpus: [1, 010]}\n") == \
+        "erm.yaml:1: 010 is not a decimal number: write it as one"
+
+
+def test_merge_keys(file):
+    assert problem_of(file, "defaults: &d {vlan: strip}\ninterfaces:\n  eth1:\n    <<: *d\n") == \
+        "erm.yaml:4: << is not supported: what is for every interface goes under `defaults`"
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-15"])
+def test_in_any_locale(file, locale):
+    """Also with the mark of order of bytes that some editors begin a file with."""
+    file.write_bytes("\ufeffinterfaces: {schnüffel0: {vlan: strip}}\n".encode())
+    done = subprocess.run([*COMMAND[1:], "--config", str(file), "schnüffel0"], capture_output=True, timeout=TIMEOUT,
+                          check=False, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": locale,
+                                            "PYTHONCOERCECLOCALE": "0"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "strip" in done.stdout.decode()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
+from pyroute2 import IPRoute
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -57,6 +59,34 @@ def test_the_frames_are_the_ones_asked_for(cable: Cable, ipv6: bool, capsys: pyt
 def test_says_so_where_the_peer_takes_nothing(cable: Cable, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(cable, "--packets", "10") == 1
     assert "10 frames were dropped: the peer has neither an XDP program nor GRO" in capsys.readouterr().err
+
+
+def test_what_the_kernel_sends_meanwhile_is_not_counted(cable: Cable, capsys: pytest.CaptureFixture[str]) -> None:
+    attachment.attach(SENSOR_INTERFACE, InterfaceConfig())
+    cable.wait_for_carrier()
+    before = transmitted(cable)
+    over = threading.Event()
+
+    def chatter() -> None:
+        while not over.is_set():
+            cable.send(bytes(60))
+    with cable.switch.entered():
+        talker = threading.Thread(target=chatter)
+    talker.start()
+    try:
+        status = generate(cable, "--packets", "200", "--rate", "1000")
+    finally:
+        over.set()
+        talker.join()
+    assert status == 0
+    assert "sent 200 of 200 frames" in capsys.readouterr().out
+    assert transmitted(cable) - before > 200
+
+
+def transmitted(cable: Cable) -> int:
+    with cable.switch.entered(), IPRoute() as route:
+        packets: int = route.link("get", ifname=SWITCH_INTERFACE)[0].get_attr("IFLA_STATS64")["tx_packets"]
+    return packets
 
 
 def test_refuses_what_is_no_veth(cable: Cable, capsys: pytest.CaptureFixture[str]) -> None:

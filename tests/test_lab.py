@@ -141,6 +141,19 @@ def test_pcap_variants(tmp_path, order, magic):
     assert tuple(read_pcap(file)) == frames
 
 
+def test_a_pcap_out_of_a_pipe(tmp_path):
+    """As of `<(zcat FILE)`: it can be read once, and both runs need it."""
+    erm = synthetic(1, 3)
+    content = pcap(frames=[packet.sent for packet in erm])
+    ours, theirs = os.pipe()
+    with os.fdopen(theirs, "wb") as pipe:
+        pipe.write(content)
+    args = argparse.Namespace(pcap=pathlib.Path(f"/dev/fd/{ours}"), flows=None, packets=None)
+    traffic = lab._traffic(args)
+    os.close(ours)
+    assert [packet.sent for packet in traffic()] == [packet.sent for packet in traffic()] != []
+
+
 def test_pcap_whose_frames_carry_their_fcs(tmp_path):
     file = tmp_path / "file.pcap"
     file.write_bytes(pcap(link_type=0x44000001))

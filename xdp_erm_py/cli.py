@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; what it prints is for people, --json for programs."""
     if arguments is None:
         arguments = sys.argv[1:]
+    _open_streams()
     try:
         args = _parser(arguments[:1]).parse_args(arguments)
         status: int = args.run(args)
@@ -55,6 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(XdpErmError(f"{where}{error.strerror}: run it again once there is more"))
     except KeyboardInterrupt:
         return 130
+
+
+def _open_streams() -> None:
+    """Whoever starts a command with a closed stream wants nothing of it; nothing else may get its descriptor."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(null, True)
+    os.close(null)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 # What a process or the machine can have run out of.

@@ -13,6 +13,7 @@ Every mistake is a UsageError that names file, line and value; nothing is used o
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def load(path: Path | None = None) -> Configuration:
     """Reads a configuration file; without a path the default one, which may be missing."""
     file = path or DEFAULT_PATH
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8-sig")  # as some editors begin a file
     except FileNotFoundError:
         if path is None:
             return Configuration()
@@ -108,6 +109,8 @@ class _Reader:
         return UsageError(f"{self._file}:{node.start_mark.line + 1}: {problem}")
 
     def _value(self, node: yaml.Node) -> Any:
+        for each in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            self._check_number(each)
         try:
             value = self._constructor.construct_object(node, deep=True)
             repr(value)  # messages quote it, and a number of thousands of digits has no text
@@ -117,6 +120,11 @@ class _Reader:
         except (ValueError, LookupError, AttributeError) as error:  # PyYAML does not check texts like 2001-99-99
             raise self._error(node, f"not a value of its type: {error}") from None
 
+    def _check_number(self, node: yaml.Node) -> None:
+        """YAML 1.1 reads 22:22 as a number to the base of 60, 010 as an octal one: nobody means that here."""
+        if node.tag == "tag:yaml.org,2002:int" and not re.fullmatch("-?(0|[1-9][0-9]*)", node.value):
+            raise self._error(node, f"{node.value} is not a decimal number: write it as one")
+
     def _items(self, node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, Any, yaml.Node]]:
         """(key's node, key, value's node) of a mapping; an empty one may be left blank."""
         if node is None or node.tag == "tag:yaml.org,2002:null":
@@ -125,6 +133,8 @@ class _Reader:
             raise self._error(node, f"{what} must be a mapping, not {self._value(node)!r}")
         items: list[tuple[yaml.Node, Any, yaml.Node]] = []
         for key_node, value_node in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise self._error(key_node, "<< is not supported: what is for every interface goes under `defaults`")
             key = self._value(key_node)
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self._error(key_node, f"{key!r} is not a key")

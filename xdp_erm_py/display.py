@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -183,6 +184,8 @@ def _foreign(interface: dict[str, Any]) -> Iterator[RenderableType]:
 
 def watch(name: str | None, seconds: float, as_json: bool) -> int:
     """Reads the counters every `seconds` until interrupted: a live table on a terminal, else a line a reading."""
+    # As after Ctrl-C, a terminal gets its own screen back.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     readings = _readings(name, seconds)
     if as_json:
         for _, interfaces in readings:

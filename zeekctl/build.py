@@ -14,8 +14,8 @@ BUILD = ROOT / "build" / "zeekctl"
 PLUGIN = "xdp_erm_zeekctl.py"
 HELPER = "xdp-erm.pyz"
 
-# The Python that bcc is packaged for. A virtual environment's would not have it.
-INTERPRETER = "/usr/bin/python3"
+# The Python that bcc is packaged for, which a virtual environment's is not; in UTF-8 as bin/xdp-erm.
+INTERPRETER = "/usr/bin/python3 -Xutf8"
 
 
 def main() -> None:

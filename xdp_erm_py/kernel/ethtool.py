@@ -1,4 +1,4 @@
-"""Offload features of an interface, as `ethtool -k` and `-K` show and set them (SIOCETHTOOL, uapi linux/ethtool.h).
+"""Offload features and statistics of an interface, as `ethtool -k`, `-K` and `-S` have them (uapi linux/ethtool.h).
 
 Not by pyroute2: importing it takes twice as long as all the rest of attaching, and 25 MB.
 """
@@ -13,8 +13,8 @@ import struct
 from typing import NamedTuple
 
 _SIOCETHTOOL = 0x8946
-_GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x1B, 0x37, 0x3A, 0x3B
-_SS_FEATURES = 4  # the set of strings that are the features' names
+_GSTRINGS, _GSTATS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x1B, 0x1D, 0x37, 0x3A, 0x3B
+_SS_STATS, _SS_FEATURES = 1, 4  # the sets of strings that are the statistics' and the features' names
 _NAME_LENGTH = 32
 
 
@@ -27,7 +27,7 @@ class Feature(NamedTuple):
 def features(name: str) -> dict[str, Feature]:
     """The features of interface `name`. OSError: ENODEV, there is no such interface; or they cannot be read."""
     with _Interface(name) as interface:
-        names = interface.names()
+        names = interface.names(_SS_FEATURES)
         blocks = interface.request(struct.pack("=II", _GFEATURES, _blocks(names)), 16 * _blocks(names))
         found = {}
         for index, feature in enumerate(names):
@@ -40,7 +40,7 @@ def features(name: str) -> dict[str, Feature]:
 def set_features(name: str, values: dict[str, bool]) -> None:
     """Turns features on or off, as far as the driver lets it: what is so then, features() tells. OSError as there."""
     with _Interface(name) as interface:
-        names = interface.names()
+        names = interface.names(_SS_FEATURES)
         blocks = bytearray(8 * _blocks(names))
         for index, feature in enumerate(names):
             if feature in values:
@@ -48,6 +48,14 @@ def set_features(name: str, values: dict[str, bool]) -> None:
                 bit = 1 << index % 32
                 struct.pack_into("=II", blocks, index // 32 * 8, meant | bit, on | bit * values[feature])
         interface.request(struct.pack("=II", _SFEATURES, _blocks(names)) + blocks)
+
+
+def statistics(name: str) -> dict[str, int]:
+    """What the driver of interface `name` counts, each driver something else. OSError as features()."""
+    with _Interface(name) as interface:
+        names = interface.names(_SS_STATS)
+        answer = interface.request(struct.pack("=II", _GSTATS, len(names)), 8 * len(names))
+        return dict(zip(names, struct.unpack_from(f"={len(names)}Q", answer, 8)))
 
 
 def _blocks(names: list[str]) -> int:
@@ -68,11 +76,13 @@ class _Interface:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def names(self) -> list[str]:
-        """The features' names, in the order of their bits."""
-        answer = self.request(struct.pack("=IIQ", _GSSET_INFO, 0, 1 << _SS_FEATURES), 4)
-        count, = struct.unpack_from("=I", answer, 16)
-        answer = self.request(struct.pack("=III", _GSTRINGS, _SS_FEATURES, count), count * _NAME_LENGTH)
+    def names(self, kind: int) -> list[str]:
+        """A set of names, in the order of what they are names of."""
+        answer = self.request(struct.pack("=IIQ", _GSSET_INFO, 0, 1 << kind), 4)
+        found, count = struct.unpack_from("=QI", answer, 8)
+        if not found:  # the driver has none of this kind
+            return []
+        answer = self.request(struct.pack("=III", _GSTRINGS, kind, count), count * _NAME_LENGTH)
         return [answer[start:start + _NAME_LENGTH].split(b"\0")[0].decode(errors="replace")
                 for start in range(12, 12 + count * _NAME_LENGTH, _NAME_LENGTH)]
 

@@ -78,7 +78,10 @@ def _traffic(args: argparse.Namespace) -> Callable[[], Iterator[Packet]]:
     if args.pcap:
         if args.flows or args.packets:
             raise UsageError("--flows and --packets are for synthetic traffic: leave them out with --pcap")
-        return lambda: captured(args.pcap, InterfaceConfig())
+        if args.pcap.is_file():
+            return lambda: captured(args.pcap, InterfaceConfig())
+        packets = list(captured(args.pcap, InterfaceConfig()))  # a pipe gives it once, and there are two runs
+        return lambda: iter(packets)
     return lambda: synthetic(args.flows or FLOWS, args.packets or PACKETS)
 
 

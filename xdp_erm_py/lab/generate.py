@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import socket
 import struct
 import time
@@ -19,7 +20,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ..errors import UsageError, XdpErmError
-from ..kernel import bpf
+from ..kernel import bpf, ethtool
 from ..kernel.privileges import require_to_change
 from ..printable import say
 from ..program import compiler
@@ -67,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
     ifindex = _ifindex(args.interface, args.force)
     layout = layout_of(args.size, args.vlan, args.ipv6)
     packets = None if args.seconds else args.packets or 100_000
-    before = _transmitted(ifindex)
+    before = _transmitted(args.interface)
     handed, seconds = _generate(ifindex, layout, args, packets)
-    sent = _transmitted(ifindex) - before
+    sent = _transmitted(args.interface) - before
     say(f"{args.interface}: sent {sent} of {handed} frames ({len(layout.frame)} bytes, {args.flows} flows, "
         f"{args.sessions} sessions) in {seconds:.2f} s, {sent / seconds:.0f} a second")
     if sent < handed:
@@ -144,9 +145,17 @@ def _ifindex(name: str, force: bool) -> int:
     return index
 
 
-def _transmitted(ifindex: int) -> int:
+def _transmitted(name: str) -> int:
+    """Frames that the interface sent; of veth only those of XDP programs, as the kernel may send meanwhile, too."""
+    try:
+        statistics = ethtool.statistics(name)
+    except OSError:
+        statistics = {}
+    of_xdp = [count for what, count in statistics.items() if re.fullmatch(r"tx_queue_\d+_xdp_xmit", what)]
+    if of_xdp:
+        return sum(of_xdp)
     with IPRoute() as route:
-        packets: int = route.link("get", index=ifindex)[0].get_attr("IFLA_STATS64")["tx_packets"]
+        packets: int = route.link("get", ifname=name)[0].get_attr("IFLA_STATS64")["tx_packets"]
     return packets
 
 
