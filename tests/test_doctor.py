@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import filters
@@ -21,7 +22,7 @@ from shell import TIMEOUT, shell
 from xdp_erm_py import cli, config, doctor, shared, systemd
 from xdp_erm_py.doctor import OK, PROBLEM, WARNING, Patient
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attached, attachment, journal, nic, programs, spread, stats, topology
+from xdp_erm_py.interface import attached, attachment, isolation, journal, nic, programs, spread, stats, topology
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
@@ -226,7 +227,7 @@ def test_mode(cable):
     shell("ip link add bridge0 type bridge")  # its driver knows no native XDP
     attachment.attach("bridge0", InterfaceConfig())
     (result, text), = found("mode", "bridge0")
-    assert (result, "generic mode, which is slower: native XDP was refused" in text) == (WARNING, True)
+    assert (result, "generic mode, which is slower: the driver refuses native XDP (" in text) == (WARNING, True)
 
 
 def test_isolation(cable):
@@ -234,8 +235,35 @@ def test_isolation(cable):
     well("isolated")
     filters.take_away(SENSOR)
     says("isolated", PROBLEM, f"`xdp-erm attach {SENSOR}` puts it back")
+    cable.wait_for_carrier()
+    for _ in range(9):
+        cable.send(PACKET)
+    count("decapsulated", 9)
+    assert [result for result, _ in found("isolated")] == [PROBLEM, PROBLEM]
+    says("isolated", PROBLEM, "at least 9 of 9 mirrored frames have reached the host's own network stack: `xdp-erm "
+                              f"attach {SENSOR}` ends it")
+    attachment.attach(SENSOR, InterfaceConfig())
+    well("isolated", "mirrored frames are kept from the host's own network stack (")
     attachment.attach(SENSOR, InterfaceConfig(isolate=False))
     says("isolated", WARNING, "`isolate` is off")
+
+
+def test_what_comes_before_the_filter(cable):
+    attachment.attach(SENSOR, InterfaceConfig())
+    filters.add_tcx(SENSOR, filters.NEXT)
+    says("isolated", WARNING, "(theirs) sees mirrored frames before our filter (tcx)", f"`xdp-erm attach {SENSOR}`")
+    attachment.attach(SENSOR, InterfaceConfig())
+    well("isolated")
+
+
+def test_tags_that_came_beside_the_wrapping(monkeypatch):
+    monkeypatch.setattr(isolation, "look", lambda _: isolation.Isolation("tcx", ()))
+    monkeypatch.setattr(stats, "leaked", lambda _: 0)
+    one = patient({"decapsulated": 9}, isolation={"outer_tagged": 4})._replace(
+        settings={"isolate": True}, attached=SimpleNamespace(), link=SimpleNamespace(name=SENSOR))
+    _, (result, text) = doctor.isolated(one)
+    assert (result, text.startswith("4 mirrored frames have reached Zeek with the VLAN tag of their wrapping")) == (
+        PROBLEM, True)
 
 
 def test_offloads(cable, monkeypatch):

@@ -28,9 +28,9 @@ from shell import TIMEOUT, shell
 
 from xdp_erm_py import lab, shared
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attached, attachment, isolation, journal, stats
+from xdp_erm_py.interface import attached, attachment, isolation, journal, metadata, spread, stats
 from xdp_erm_py.kernel import bpf, clsact, sysfs
-from xdp_erm_py.kernel.links import Links
+from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.fanout import FanoutWorkers
@@ -434,25 +434,70 @@ def test_a_driver_is_that_of_the_interface_of_this_network_namespace(xdp, monkey
     with Links() as links:
         assert sysfs.driver(links.find(name)) == driver
         assert sysfs.driver(links.find("lo")) is None
-    monkeypatch.setattr(isolation, "DRIVERS_WITHOUT_METADATA", (driver,))
     namespace = Namespace()
     try:
         with namespace.entered(), Links() as links:
             shell(f"ip link add {name} type veth")
-            assert isolation.lacks_metadata(links.find(name)) is None
+            assert sysfs.driver(links.find(name)) is None
     finally:
         namespace.close()
 
 
-def test_a_driver_without_metadata_is_used_in_generic_mode(cable, monkeypatch):
-    monkeypatch.setattr(isolation, "lacks_metadata", lambda link: "ena")
-    reason = f"{SENSOR}: native XDP of its driver (ena) has no metadata, which isolation needs"
-    with pytest.raises(XdpErmError, match=re.escape(reason + ": use generic mode (--mode auto), or isolate: false")):
+@pytest.mark.parametrize("driver, kind, kernel, lacking", [
+    ("igb", None, (5, 10), None), ("ena", None, (6, 18), "ena"), ("mlx4_core", None, (6, 18), "mlx4_core"),
+    ("brand_new", None, (7, 0), "brand_new"), ("bnxt_en", None, (6, 1), "bnxt_en before Linux 6.12"),
+    ("bnxt_en", None, (6, 12), None), (None, "veth", (5, 10), None), (None, "tun", (6, 14), "tun before Linux 6.15"),
+    (None, "tun", (6, 15), None)])
+def test_drivers_that_hand_on_the_mark(monkeypatch, driver, kind, kernel, lacking):
+    monkeypatch.setattr(sysfs, "driver", lambda link: driver)
+    monkeypatch.setattr(spread, "kernel", lambda: kernel)
+    link = Link("eth1", 1, "", 1500, None, None, kind=kind)
+    assert metadata.lacking([link], link) == lacking
+
+
+def test_a_driver_below_that_does_not_hand_it_on(monkeypatch):
+    """A bond is a virtual interface; its parts run the program."""
+    bond = Link("bond0", 1, "", 1500, None, None, kind="bond")
+    good, bad = (Link(name, index, "", 1500, None, None, master=1) for index, name in ((2, "eth1"), (3, "eth2")))
+    monkeypatch.setattr(sysfs, "driver", lambda link: {"eth1": "igb", "eth2": "vmxnet3"}.get(link.name))
+    assert metadata.lacking([bond, good], bond) is None
+    assert metadata.lacking([bond, good, bad], bond) == "vmxnet3 of eth2"
+
+
+def test_a_driver_that_does_not_hand_on_the_mark_is_used_in_generic_mode(cable, monkeypatch):
+    monkeypatch.setattr(metadata, "lacking", lambda links, link: "ena")
+    reason = "native XDP of its driver (ena) is not known to carry the mark that isolation needs"
+    with pytest.raises(XdpErmError, match=re.escape(
+            f"{SENSOR}: {reason}: use generic mode (--mode auto), or isolate: false (--no-isolate)")):
         attachment.attach(SENSOR, InterfaceConfig(mode="native"))
-    assert attachment.attach(SENSOR, InterfaceConfig())[0] == reason + ": using generic mode, which is slower"
+    assert attachment.attach(SENSOR, InterfaceConfig())[0] == f"{SENSOR}: {reason}: using generic mode, which is slower"
     assert stats.snapshot(SENSOR)[0]["mode"] == "generic"
+    with Links() as links:
+        assert attached.find(links, SENSOR).state["why_generic"] == reason
     attachment.attach(SENSOR, InterfaceConfig(isolate=False, mode="native"))
     assert stats.snapshot(SENSOR)[0]["mode"] == "native"
+    with Links() as links:
+        assert attached.find(links, SENSOR).state["why_generic"] is None
+
+
+def test_frames_that_cannot_be_marked_change_the_mode_at_the_next_attach(cable, monkeypatch):
+    """Of a driver that is believed to be able to; but not against what is configured."""
+    counters = stats._counters
+    monkeypatch.setattr(stats, "_counters", lambda each: {**counters(each), "unmarked": {"packets": 12, "bytes": 0}})
+    native = InterfaceConfig(mode="native")
+    attachment.attach(SENSOR, native)
+    attachment.attach(SENSOR, native)
+    assert stats.snapshot(SENSOR)[0]["mode"] == "native"
+    attachment.detach(SENSOR)
+    attachment.attach(SENSOR, InterfaceConfig())
+    assert stats.snapshot(SENSOR)[0]["mode"] == "native"
+    reason = "12 frames could not be marked for isolation in native mode, and stayed wrapped"
+    for _ in range(2):
+        said = attachment.attach(SENSOR, InterfaceConfig())
+        assert stats.snapshot(SENSOR)[0]["mode"] == "generic"
+        with Links() as links:
+            assert attached.find(links, SENSOR).state["why_generic"] == reason
+    assert said == [f"{SENSOR}: already attached (generic, program {stats.snapshot(SENSOR)[0]['program_id']})"]
 
 
 def received() -> dict[str, int]:
@@ -682,11 +727,28 @@ def test_a_new_program_begins_anew_where_the_filter_was_left(cable):
     assert (leaked(), isolated()) == (0, {"taken": 5, "outer_tagged": 0, "accounted": 5})
 
 
+def test_it_stays_for_what_waits_in_other_cpus_queues(cable, monkeypatch):
+    """While more arrives, and no longer than until the rest, which was dropped, stays away."""
+    attachment.attach(SENSOR, InterfaceConfig(spread="cpumap"))
+    arrived, seen = iter([1, 2, 3]), []
+
+    def summed(attachment, name):
+        if name == "steered":
+            return 5
+        seen.append(looked().by)
+        return next(arrived, 3)
+
+    monkeypatch.setattr(stats, "_summed", summed)
+    attachment.detach(SENSOR)
+    assert len(seen) > 3 and set(seen) == {"tcx" if bpf.tcx(1) else "clsact"}
+    assert places() == NOTHING
+
+
 @contextlib.contextmanager
 def tagged_beside(cable, tci: int) -> Iterator[None]:
     """What the switch sends has a VLAN tag, which veth leaves beside the frame: that of a VLAN device would be, too."""
     # bpf_skb_vlan_push(skb, htons(0x8100), tci); return TC_ACT_OK
-    instructions = struct.pack("=BBhi" * 5, 0xb7, 2, 0, socket.htons(0x8100), 0xb7, 3, 0, tci, 0x85, 0, 0, 18,
+    instructions = struct.pack("=" + "BBhi" * 5, 0xb7, 2, 0, socket.htons(0x8100), 0xb7, 3, 0, tci, 0x85, 0, 0, 18,
                                0xb7, 0, 0, 0, 0x95, 0, 0, 0)
     with cable.switch.entered(), Links() as links:
         index = links.find(SWITCH).index

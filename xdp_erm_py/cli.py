@@ -244,7 +244,8 @@ def _status(args: argparse.Namespace) -> int:
     privileges.require_to_look()
     with Links() as links:
         interfaces = attached.undisturbed(lambda: [
-            {**stats.describe(found), **isolation.look(found.link).as_dict(), "leaked": stats.leaked(found)}
+            {**stats.describe(found), **isolation.look(found.link).as_dict(), "leaked": stats.leaked(found),
+             "unmarked": stats.unmarked(found)}
             for found in attached.find_all(links)])
     if args.json:
         print(json.dumps({"interfaces": interfaces}))

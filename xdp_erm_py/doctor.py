@@ -16,7 +16,7 @@ from . import config, shared, systemd
 from .errors import XdpErmError
 from .interface import attached, attachment, isolation, nic, programs, spread, stats, topology
 from .interface.attached import Attachment
-from .kernel import privileges, sysfs
+from .kernel import privileges
 from .kernel.links import Link, Links
 from .modules import PACKAGES
 from .printable import printable, say
@@ -295,10 +295,12 @@ def _starts_at_boot(name: str) -> bool:
 def mode(patient: Patient) -> Iterator[Result]:
     assert patient.attached is not None
     if patient.attached.mode == "generic" and patient.settings["mode"] != "generic":
-        driver = sysfs.driver(patient.link)
-        yield Result(WARNING, "generic mode, which is slower: "
-                              + (f"its driver ({driver}) refused native XDP" if driver else "native XDP was refused")
-                              + "; `xdp-erm detach` and `attach` say why")
+        reason = patient.attached.state.get("why_generic") or "an earlier version did not note why"
+        yield Result(WARNING, f"generic mode, which is slower: {reason}")
+    elif stats.unmarked(patient.attached):
+        yield Result(PROBLEM, f"native mode, in which {stats.unmarked(patient.attached)} frames could not be marked "
+                              f"for isolation and stayed wrapped: `xdp-erm attach {patient.link.name}` changes to "
+                              "generic mode")
     else:
         yield Result(OK, f"{patient.attached.mode} mode")
 

@@ -553,9 +553,11 @@ def _uses_af_packet(node: Any) -> bool:
 
 
 def _lost(interface: dict[str, Any] | None) -> str | None:
-    """What an interface on which xdp-erm was attached has lost since: the program, or the filter beside it."""
+    """What an interface on which xdp-erm was attached has lost since: the program, the filter beside it, or its use."""
     if interface is None:
         return "attached"
+    if interface.get("unmarked"):
+        return "decapsulating"  # in native mode; it changes to generic
     return "isolated" if interface["config"]["isolate"] and not interface["isolated"] else None
 
 

@@ -32,7 +32,8 @@ class Attachment:
     state: dict[str, Any]
     """id (of the attachment: swaps keep it), version, digest, config, attached_at, since_boot (the same moment in
     seconds since boot), spread (a spread.Plan), frags (whether it takes frames in several pieces of memory), filter
-    (that it relies on, see isolation.py), nic (what was changed for it, see nic.py)"""
+    (that it relies on, see isolation.py), why_generic (the mode, where native was to be tried; None: it was not), nic
+    (what was changed for it, see nic.py)"""
     maps: dict[str, int]
     """The program's maps: ids by name."""
 
@@ -106,6 +107,7 @@ def _state(value: bytes) -> dict[str, Any] | None:
         if relied:
             plausible &= type(relied["program"]) is int and isinstance(relied["digest"], str)
             plausible &= type(relied.get("balance")) in (int, type(None))
+        plausible &= type(state.get("why_generic")) in (str, type(None))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
     return state if plausible else None

@@ -15,7 +15,7 @@ from ..kernel.links import Link, Links
 from ..kernel.netlink import Refused
 from ..kernel.privileges import require_to_change
 from ..settings import InterfaceConfig
-from . import isolation, nic, spread, stats, topology
+from . import isolation, metadata, nic, spread, stats, topology
 from .attached import STATE_MAP, Attachment, attachment_of, find, find_all, now, write_state
 from .journal import Journal, exclusive
 from .programs import Candidate, NoFrags, Programs, bpf_refused, candidates_for
@@ -36,8 +36,9 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             raise foreign(link)
         topology.check(link)
         said = mended if link.program_id is not None else [*mended, *topology.conflicts(links, link)]
-        mode, chosen = _mode(link, config)
-        said += chosen
+        mode, why_generic = _mode(links, link, current, config)
+        if why_generic:
+            said.append(f"{name}: {why_generic}: using generic mode, which is slower")
         refused = bpf_refused()
         if refused:
             raise XdpErmError(f"{name}: {refused}")
@@ -48,7 +49,7 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         before = current.maps if current else {}
         state = {"id": kept["id"], "version": __version__, "config": config.as_dict(),
                  "attached_at": kept["attached_at"], "since_boot": kept.get("since_boot"), "nic": kept["nic"],
-                 **candidates[0].state}
+                 "why_generic": why_generic or kept.get("why_generic"), **candidates[0].state}
         with contextlib.ExitStack() as opened:
             programs = taken = None
             if config.isolate:
@@ -126,15 +127,21 @@ def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:
     return link, undone
 
 
-def _mode(link: Link, config: InterfaceConfig) -> tuple[str, list[str]]:
-    """The mode to attach in, and what is to be said of it: isolation is impossible in native mode of some drivers."""
-    driver = isolation.lacks_metadata(link) if config.isolate and config.mode != "generic" else None
-    if driver is None:
-        return config.mode, []
-    reason = f"native XDP of its driver ({driver}) has no metadata, which isolation needs"
-    if config.mode == "native":
-        raise XdpErmError(f"{link.name}: {reason}: use generic mode (--mode auto), or isolate: false (--no-isolate)")
-    return "generic", [f"{link.name}: {reason}: using generic mode, which is slower"]
+def _mode(links: Links, link: Link, current: Attachment | None, config: InterfaceConfig) -> tuple[str, str | None]:
+    """The mode to attach in, and why it is generic: in native mode of some drivers isolation is impossible."""
+    if not config.isolate or config.mode == "generic":
+        return config.mode, None
+    lacking = metadata.lacking(links, link)
+    if lacking:
+        reason = f"native XDP of its driver ({lacking}) is not known to carry the mark that isolation needs"
+        if config.mode == "native":
+            raise XdpErmError(f"{link.name}: {reason}: use generic mode (--mode auto), or isolate: false "
+                              "(--no-isolate)")
+        return "generic", reason
+    unmarked = stats.unmarked(current) if current else 0
+    if unmarked and config.mode == "auto":
+        return "generic", f"{unmarked} frames could not be marked for isolation in native mode, and stayed wrapped"
+    return config.mode, None
 
 
 def _put(opened: contextlib.ExitStack, links: Links, link: Link, current: Attachment | None,
@@ -177,7 +184,7 @@ def _attach(links: Links, link: Link, candidates: list[Candidate], programs: Pro
             refused_before = f"; the driver refuses native XDP ({refusal})" if refusal else ""
             raise XdpErmError(f"{error}{refused_before}") from None
         if refusal and candidate.mode == "generic":
-            said.append(f"{link.name}: the driver refuses native XDP ({refusal}): using generic mode, which is slower")
+            said.append(f"{link.name}: {programs.why_generic}: using generic mode, which is slower")
         try:
             links.attach(link, program, candidate.mode, replaced)
             frags = ", multi-buffer" if candidate.frags else ""
@@ -193,6 +200,7 @@ def _attach(links: Links, link: Link, candidates: list[Candidate], programs: Pro
                 raise XdpErmError(f"{link.name}: XDP is refused: {refused}") from None
             if not candidate.frags:  # why without them is what there is to tell
                 refusal = refused
+                programs.why_generic = f"the driver refuses native XDP ({refusal})"
     mode = candidates[-1].mode
     hint = "; --mode generic works with every driver" if mode == "native" else ""
     raise XdpErmError(f"{link.name}: XDP is refused in {mode} mode: {refusal}{hint}")
@@ -216,6 +224,7 @@ def detach(name: str) -> list[str]:
         try:
             with bpf.descriptor(bpf.program_fd(current.program_id)) as program:
                 links.detach(link, current.mode, program)
+                stats.wait_for_queues(current)  # the filter stays for what waits in them
         except Refused as refused:
             journal.end(link)
             raise XdpErmError(f"{name}: program {current.program_id} cannot be taken off: {refused}") from None

@@ -14,7 +14,7 @@ import struct
 from typing import Any, NamedTuple
 
 from ..errors import XdpErmError
-from ..kernel import bpf, clsact, sysfs
+from ..kernel import bpf, clsact
 from ..kernel.links import Link, gone
 from ..kernel.netlink import Refused, Rtnetlink
 from ..program import compiler
@@ -29,10 +29,6 @@ _QDISC = "+clsact"
 #: The map in which it counts what it takes.
 TAKEN = "taken"
 _TAKEN = struct.Struct("=QQ")  # struct taken in bpf/isolate.c
-
-#: Drivers whose native XDP has no metadata, so that the program could not mark what it decapsulates.
-DRIVERS_WITHOUT_METADATA = ("ena", "gve", "mana", "sfc")
-
 
 class _Filter(NamedTuple):
     """What sees incoming frames behind the taps."""
@@ -63,12 +59,6 @@ class Isolation(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """For a status."""
         return {"isolated": self.by is not None, "isolated_by": self.by, "isolated_after": list(self.before)}
-
-
-def lacks_metadata(link: Link) -> str | None:
-    """The interface's driver, if its native XDP is known to have no metadata. Virtual interfaces all have it."""
-    name = sysfs.driver(link)
-    return name if name in DRIVERS_WITHOUT_METADATA else None
 
 
 def look(link: Link) -> Isolation:

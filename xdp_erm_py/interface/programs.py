@@ -82,6 +82,8 @@ class Programs:
         self._taken = taken
         self._loaded: dict[str, tuple[int, bpf.Map]] = {}
         self.said: list[str] = []
+        #: What is to be remembered of a program that is attached in generic mode where native was to be tried.
+        self.why_generic: str | None = state.get("why_generic")
 
     def load(self, candidate: Candidate) -> tuple[int, bpf.Map]:
         """The program's descriptor, and its state map, which is empty. A program is loaded once.
@@ -118,7 +120,8 @@ class Programs:
         return program
 
     def _state_of(self, candidate: Candidate) -> dict[str, Any]:
-        return {**self._state, **candidate.state}
+        return {**self._state, **candidate.state,
+                "why_generic": self.why_generic if candidate.mode == "generic" else None}
 
 
 def _carried(opened: contextlib.ExitStack, link: Link, current: Attachment | None, compiled: compiler.Compiled,

@@ -106,6 +106,30 @@ def leaked(attachment: Attachment) -> int:
         time.sleep(0.02)
 
 
+def unmarked(attachment: Attachment) -> int:
+    """Frames that could not be marked for isolation where `mode: auto` has chosen native mode. Raises as read()."""
+    if attachment.mode != "native" or attachment.state["config"].get("mode") != "auto":
+        return 0
+    return _counters(attachment)["unmarked"]["packets"]
+
+
+def wait_for_queues(attachment: Attachment) -> None:
+    """Once nothing more is decapsulated: until nothing waits in other CPUs' queues any more. Raises as read()."""
+    if "steered" not in attachment.maps:
+        return
+    deadline, arrived, since = time.monotonic() + QUEUE_SECONDS, -1, 0.0
+    while time.monotonic() < deadline:
+        before, arrived = arrived, _summed(attachment, "arrived")
+        if arrived != before:
+            since = time.monotonic()
+        # What a queue had no room for never arrives.
+        elif arrived >= _summed(attachment, "steered") or time.monotonic() - since > QUEUE_REST_SECONDS:
+            return
+        time.sleep(0.01)
+
+
+QUEUE_SECONDS, QUEUE_REST_SECONDS = 5.0, 0.3
+
 #: The maps whose sum is balanced.
 BALANCED = ("counters", "arrived", "steered", isolation.TAKEN)
 
@@ -117,13 +141,6 @@ def _accounted(attachment: Attachment, at_least: bool = True) -> int:
 
     What is looked at later has grown meanwhile, so that the order makes it no less, or no more, than it is.
     """
-    def summed(name: str) -> int:
-        if name not in attachment.maps:
-            return 0
-        with bpf.Map.by_id(attachment.maps[name]) as map_:
-            return sum(struct.unpack("=Q", value)[0] for index in range(map_.info.max_entries)
-                       for value in map_.lookup(struct.pack("=I", index)) or [])
-
     def dropped() -> int:
         with Links() as links:
             return links.statistics(attachment.link)["rx_dropped"]
@@ -133,8 +150,18 @@ def _accounted(attachment: Attachment, at_least: bool = True) -> int:
             return isolation.taken(map_)[0]
 
     counted: list[tuple[int, Callable[[], int]]] = [
-        (-1, lambda: summed("arrived")), (1, lambda: summed("steered")), (1, dropped), (1, taken)]
+        (-1, lambda: _summed(attachment, "arrived")), (1, lambda: _summed(attachment, "steered")), (1, dropped),
+        (1, taken)]
     return sum(sign * count() for sign, count in (counted if at_least else reversed(counted)))
+
+
+def _summed(attachment: Attachment, name: str) -> int:
+    """What a per-CPU map of numbers comes to; 0 where there is none."""
+    if name not in attachment.maps:
+        return 0
+    with bpf.Map.by_id(attachment.maps[name]) as map_:
+        return sum(struct.unpack("=Q", value)[0] for index in range(map_.info.max_entries)
+                   for value in map_.lookup(struct.pack("=I", index)) or [])
 
 
 def _decapsulated(attachment: Attachment) -> int:
