@@ -178,7 +178,7 @@ def test_nothing_is_left_behind(cable):
     attachment.attach(SENSOR, InterfaceConfig(vlan="strip", sources=long))
     with Links() as links:
         maps = attached.find(links, SENSOR).maps
-    assert set(maps) == {"counters", "own_sessions", "senders", "sessions", "sources", "xdp_erm_state"}
+    assert set(maps) == {"counters", "own_sessions", "senders", "sessions", "sources", "taken", "xdp_erm_state"}
     program_id = link().program_id
     attachment.detach(SENSOR)
     wait_until_gone(bpf.program_fd, program_id)
@@ -614,7 +614,7 @@ GONE = f"{SENSOR}: the interface went away half-way; nothing of ours is left on 
     ("after", compiler.Compiled, "load", GONE),
     ("after", nic, "prepare", GONE),
     ("before", Links, "attach", GONE),
-    ("after", Links, "attach", MISSING),
+    ("after", Links, "attach", GONE),
 ])
 def test_an_interface_deleted_half_way(cable, monkeypatch, when, owner, step, message):
     original = getattr(owner, step)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from xdp_erm_py.lab.traffic import synthetic
 
 pytestmark = [needs_zeek, pytest.mark.usefixtures("xdp")]
 
+ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ["worker-1", "worker-2", "worker-3", "worker-4"]
 PID_FILE = "/run/xdp-erm-publish.pid"
 GONE = "while pgrep -f '[x]dp-erm.pyz publish'; do sleep 0.1; done"
@@ -152,7 +155,8 @@ def test_cron_mends_and_reports(stopped):
     assert f"127.0.0.1: {SENSOR}: attached (native, program {cluster.status()[0]['program_id']})" in said[1:]
     assert cluster.zeekctl("cron") == ""
 
-    cluster.machine.run("tc", "qdisc", "del", "dev", SENSOR, "clsact")
+    cluster.machine.run(sys.executable, "-c", f"import filters; filters.take_away({SENSOR!r})", cwd=ROOT / "tests",
+                        env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert cluster.zeekctl("cron").splitlines() == [
         f"127.0.0.1: {SENSOR}: xdp-erm was no longer isolated, and is again:",
         f"127.0.0.1: {SENSOR}: decapsulated frames are kept from the host's own network stack",
