@@ -133,6 +133,10 @@ export {
 		host_drops: count &log &optional;
 		## Decapsulated packets that the queues to other CPUs had no room for, where they are spread so (``cpumap``).
 		queue_drops: count &log &optional;
+		## Packets that the interface received, where known: as many as the program counted, if the driver runs it.
+		received: count &log &optional;
+		## Frames that the interface could not receive: too long, or damaged.
+		receive_errors: count &log &optional;
 		## Decapsulated packets that reached the host's own network stack, at least, where they are to be kept from it.
 		leaked: count &log &optional;
 		## Decapsulated packets that reached Zeek with the VLAN tag of their wrapping.
@@ -274,6 +278,10 @@ event report(r: Report)
 		info$host_drops = r$others["host_drops"];
 	if ( "queue_drops" in r$others )
 		info$queue_drops = r$others["queue_drops"];
+	if ( "received" in r$others )
+		info$received = r$others["received"];
+	if ( "receive_errors" in r$others )
+		info$receive_errors = r$others["receive_errors"];
 	if ( "leaked" in r$others )
 		info$leaked = r$others["leaked"];
 	if ( "outer_tagged" in r$others )

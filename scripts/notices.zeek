@@ -11,6 +11,8 @@ export {
 		Undecapsulated,
 		## An XDP program that was attached is not there any more.
 		Program_Detached,
+		## Packets come to an interface, and the XDP program attached to it sees none of them: the driver does not run it.
+		Program_Not_Run,
 		## No report came for an interface for :zeek:see:`XDP_ERM::publisher_silence`.
 		Publisher_Silent,
 		## A busy switch session sent nothing for :zeek:see:`XDP_ERM::session_silence`.
@@ -31,6 +33,9 @@ export {
 
 	## How long the same notice is not repeated for the same host, interface and session.
 	option suppression: interval = 1hr;
+
+	## An XDP program that sees none of this many packets in each of two reports in a row is not run by the driver.
+	option unseen_packets: count = 100;
 
 	## How long a publisher may be silent. More than its ``--interval``, with room for a restart.
 	const publisher_silence = 2min &redef;
@@ -125,9 +130,34 @@ function rate(packets: count, r: Report): double
 	return packets / interval_to_double(r$ts_delta);
 	}
 
+# How many reports in a row an interface had that received packets of which its program saw none. In one alone they may
+# have come between the looks at the interface's counter and at the program's.
+global unseen: table[string, string] of count &default=0 &write_expire=1day;
+
+function check_whether_it_runs(r: Report)
+	{
+	local seen = 0;
+	for ( _, counter in r$verdicts )
+		seen += counter$packets;
+
+	if ( "received" !in r$others || r$others["received"] < unseen_packets || seen > 0 )
+		{
+		delete unseen[r$host, r$interface];
+		return;
+		}
+
+	if ( ++unseen[r$host, r$interface] >= 2 )
+		NOTICE(Notice::Info($note=Program_Not_Run,
+		                    $msg=fmt("The XDP program on %s of %s has seen none of the last %d packets: the driver does " +
+		                             "not run it; \"xdp-erm doctor %s\" says there what to do",
+		                             r$interface, r$host, r$others["received"], r$interface),
+		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+	}
+
 hook reported(r: Report)
 	{
 	reporting[r$host, r$interface] = r$attached_at;
+	check_whether_it_runs(r);
 	local senders = take_foremost(r);
 
 	for ( _, s in r$sessions )

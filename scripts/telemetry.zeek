@@ -39,6 +39,14 @@ global host_drops_family = Telemetry::register_counter_family(Telemetry::MetricO
     $help_text="Packets that the interface received and the host dropped",
 ));
 
+global receive_errors_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
+    $prefix="zeek",
+    $name="xdp-erm-receive-errors",
+    $unit="",
+    $label_names=vector("host", "interface"),
+    $help_text="Frames that the interface could not receive: too long, or damaged",
+));
+
 global queue_drops_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
     $prefix="zeek",
     $name="xdp-erm-queue-drops",
@@ -68,6 +76,10 @@ hook reported(r: Report)
 
 	if ( "host_drops" in r$others )
 		Telemetry::counter_family_inc(host_drops_family, vector(r$host, r$interface), r$others["host_drops"]);
+
+	if ( "receive_errors" in r$others )
+		Telemetry::counter_family_inc(receive_errors_family, vector(r$host, r$interface),
+		                              r$others["receive_errors"]);
 
 	if ( "queue_drops" in r$others )
 		Telemetry::counter_family_inc(queue_drops_family, vector(r$host, r$interface), r$others["queue_drops"]);

@@ -116,7 +116,8 @@ def test_the_publisher_among_odd_names(odd, tmp_path):
     assert message.interface == SEEN
     name, others = (json.loads(message.text)["data"][2]["data"][1]["data"][0]["data"][place] for place in (4, 10))
     assert name["data"] == SEEN
-    assert {other["key"]["data"]: other["value"]["data"] for other in others["data"]} == {"host_drops": 0}
+    assert {other["key"]["data"]: other["value"]["data"] for other in others["data"]} == {
+        "received": 0, "receive_errors": 0, "host_drops": 0, "leaked": 0, "outer_tagged": 0}
     subprocess.run(["ip", "link", "delete", RED], check=True, timeout=TIMEOUT)
     message, = reporter.collect()
     assert (message.interface, events.DETACHED in message.text) == (SEEN, True)

@@ -31,7 +31,7 @@ from xdp_erm_py.errors import UsageError, XdpErmError
 from xdp_erm_py.publish import events, reports
 from xdp_erm_py.publish import publisher as publisher_module
 from xdp_erm_py.publish.publisher import Publisher
-from xdp_erm_py.publish.reports import Message, Reporter, host_drops
+from xdp_erm_py.publish.reports import Message, Reporter, host_counters
 from xdp_erm_py.publish.transports import Broker, ConnectionFailed, WebSocket
 
 ATTACHED_AT = "2023-11-14T22:13:20Z"
@@ -418,12 +418,13 @@ def test_a_clock_that_is_set_changes_no_interval(ends: Path, monkeypatch: pytest
     assert restarted or all(after.sequence == before.sequence + 1 for before, after in zip(messages, messages[1:]))
 
 
-def test_host_drops_are_those_of_the_interval(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drops = iter([{"lo": 100}, {"lo": 107}])
-    monkeypatch.setattr(publish.reports, "host_drops", lambda: next(drops))
+def test_what_the_host_counts_is_that_of_the_interval(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("received", "receive_errors", "host_drops")
+    counters = iter([dict.fromkeys(names, 100), {"received": 150, "receive_errors": 101, "host_drops": 107}, {}])
+    monkeypatch.setattr(publish.reports, "host_counters", lambda: {"lo": next(counters)})
     reporter = Reporter(HOST, ends, Readings(reading(1)))
-    assert Report(reporter.collect()[0].text).other("host_drops") is None
-    assert Report(reporter.collect()[0].text).other("host_drops") == 7
+    reports = [Report(reporter.collect()[0].text) for _ in range(3)]
+    assert [[report.other(name) for name in names] for report in reports] == [[None] * 3, [50, 1, 7], [None] * 3]
 
 
 def test_frames_that_reached_the_host_are_told_once_they_cannot_be_under_way(ends: Path) -> None:
@@ -492,12 +493,12 @@ def test_foreign_senders_of_a_flood_are_few(ends: Path) -> None:
         == ([["10.0.0.1", 2, 200]], 0)
 
 
-def test_host_drops_are_read_from_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_host_counts_is_read_from_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "dev"
     table.write_text("Inter-|   Receive                            |  Transmit\n face |bytes\n"
                      "  eth0: 5000 50 1 42 2 3 4 5 6000 60 7 8 9 10 11 12\n")
     monkeypatch.setattr(publish.reports, "NET_DEV", table)
-    assert host_drops() == {"eth0": 42}
+    assert host_counters() == {"eth0": {"received": 50, "receive_errors": 1, "host_drops": 42}}
 
 
 # How reports reach Zeek

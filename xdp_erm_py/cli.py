@@ -237,15 +237,19 @@ def _detach(args: argparse.Namespace) -> int:
     return _each(names, attachment.detach)
 
 
+# How long a status looks at frames that a program seems not to see.
+_PATIENCE = 0.5  # seconds
+
+
 def _status(args: argparse.Namespace) -> int:
-    from .interface import attached, isolation, stats
+    from .interface import attached, isolation, running, stats
     from .kernel import privileges
     from .kernel.links import Links
     privileges.require_to_look()
     with Links() as links:
         interfaces = attached.undisturbed(lambda: [
             {**stats.describe(found), **isolation.look(found.link).as_dict(), "leaked": stats.leaked(found),
-             "unmarked": stats.unmarked(found)}
+             "unmarked": stats.unmarked(found), "unseen": running.unseen(links, found, _PATIENCE)}
             for found in attached.find_all(links)])
     if args.json:
         print(json.dumps({"interfaces": interfaces}))

@@ -63,7 +63,8 @@ def status(interfaces: list[dict[str, Any]]) -> None:
     for interface in _printable(interfaces):
         configuration = " ".join(f"{key}={_shown(value)}" for key, value in interface["config"].items()
                                  if value not in ([], False) and not key.startswith("spread"))
-        table.add_row(interface["name"], interface["mode"], str(interface["program_id"]), _isolated(interface),
+        mode = f"{interface['mode']}, NOT RUN" if interface["unseen"] else interface["mode"]
+        table.add_row(interface["name"], mode, str(interface["program_id"]), _isolated(interface),
                       _spread(interface["spread"]), interface["attached_at"], configuration)
     _console().print(table)
 

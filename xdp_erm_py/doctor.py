@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from . import config, shared, systemd
 from .errors import XdpErmError
-from .interface import attached, attachment, isolation, nic, programs, spread, stats, topology
+from .interface import attached, attachment, isolation, nic, programs, running, spread, stats, topology
 from .interface.attached import Attachment
 from .kernel import privileges
 from .kernel.links import Link, Links
@@ -36,6 +36,12 @@ SILENCE = 300  # seconds
 
 # A publisher that reaches Zeek has brought it a report by then, unless its interval is a long one.
 FIRST_REPORT = 60  # seconds
+
+# How long a program is looked at that seems to see no frames; drivers count some of them once in two seconds.
+PATIENCE = 2.5  # seconds
+
+# As a share of what came: more of it is worth a word.
+LOST = 0.001
 
 # As a share of the frames handed to other CPUs: more of them is worth a word.
 QUEUE_DROPS = 0.01
@@ -305,6 +311,36 @@ def mode(patient: Patient) -> Iterator[Result]:
         yield Result(OK, f"{patient.attached.mode} mode")
 
 
+def run_by_driver(patient: Patient) -> Iterator[Result]:
+    assert patient.attached is not None
+    with Links() as links:
+        came = running.since(links, patient.attached)
+        missed = running.unseen(links, patient.attached, PATIENCE)
+    if missed:
+        yield Result(PROBLEM, running.told(patient.attached, missed))
+    elif came and came.seen:
+        yield Result(OK, "the program sees what comes")
+    elif came and came.received >= running.SUSPECTED:
+        yield Result(WARNING, f"the program has seen none of {came.received} packets that came since it was attached, "
+                              "and none comes now: look again while some do")
+
+
+def losses(patient: Patient) -> Iterator[Result]:
+    assert patient.attached is not None
+    with Links() as links:
+        came = running.since(links, patient.attached)
+    if came is None:
+        return
+    lost = {name: frames for name, frames in came.lost.items() if frames > LOST * (came.received + frames)}
+    for name, cure in running.LOSSES.items():
+        if name in lost:
+            yield Result(WARNING, f"{lost[name]} frames were lost before any program, since it was attached ({name}): "
+                                  f"{cure}")
+    if "rx_errors" in lost and len(lost) == 1:
+        yield Result(WARNING, f"{lost['rx_errors']} frames were lost before any program, since it was attached "
+                              f"(rx_errors): `ethtool -S {patient.link.name}` says why")
+
+
 #: What to do about a VLAN tag that comes beside the wrapped frame.
 OUTER_TAGGED = ("turn off `txvlan` of what sends to this interface (a veth's other end: `ethtool -K END txvlan off`), "
                 "or `rxvlan` of what this one receives through (a bond's members)")
@@ -448,4 +484,5 @@ HOST_CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (kernel, rights, modul
 #: Of any interface.
 LINK_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (interface, place, address, mtu, allow_lists)
 #: Of one that our program is attached to.
-PROGRAM_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (mode, isolated, offloads, packets, queues, reports)
+PROGRAM_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (
+    mode, run_by_driver, isolated, offloads, packets, losses, queues, reports)

@@ -286,9 +286,10 @@ class XdpErm(ZeekControl.plugin.Plugin):
             found = host.interfaces.get(capture.interface)
             if host.problem:
                 cmdout.error(f"{capture.node.host}: {host.problem}")
-            as_wanted &= not host.problem and capture.wanted == bool(found)
+            not_run = " (not run)" if found and found["unseen"] else ""
+            as_wanted &= not host.problem and capture.wanted == bool(found) and not not_run
             rows.append((capture.node.host, capture.interface,
-                         *((found["mode"], str(found["program_id"]), found["attached_at"]) if found else
+                         *((found["mode"] + not_run, str(found["program_id"]), found["attached_at"]) if found else
                            ("unknown" if host.problem else "off", "-", "-")),
                          "unknown" if host.problem else "running" if host.publishing else "off",
                          " ".join(node.name for node in capture.nodes)))

@@ -32,8 +32,9 @@ class Attachment:
     state: dict[str, Any]
     """id (of the attachment: swaps keep it), version, digest, config, attached_at, since_boot (the same moment in
     seconds since boot), spread (a spread.Plan), frags (whether it takes frames in several pieces of memory), filter
-    (that it relies on, see isolation.py), why_generic (the mode, where native was to be tried; None: it was not), nic
-    (what was changed for it, see nic.py)"""
+    (that it relies on, see isolation.py), why_generic (the mode, where native was to be tried; None: it was not),
+    received (what interface and program had counted at first, see running.py), nic (what was changed for it, see
+    nic.py)"""
     maps: dict[str, int]
     """The program's maps: ids by name."""
 
@@ -108,6 +109,9 @@ def _state(value: bytes) -> dict[str, Any] | None:
             plausible &= type(relied["program"]) is int and isinstance(relied["digest"], str)
             plausible &= type(relied.get("balance")) in (int, type(None))
         plausible &= type(state.get("why_generic")) in (str, type(None))
+        received = state.get("received")
+        if received:
+            plausible &= all(type(number) is int for number in received.values())
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
     return state if plausible else None

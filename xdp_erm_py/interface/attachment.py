@@ -15,10 +15,13 @@ from ..kernel.links import Link, Links
 from ..kernel.netlink import Refused
 from ..kernel.privileges import require_to_change
 from ..settings import InterfaceConfig
-from . import isolation, metadata, nic, spread, stats, topology
+from . import isolation, metadata, nic, running, spread, stats, topology
 from .attached import STATE_MAP, Attachment, attachment_of, find, find_all, now, write_state
 from .journal import Journal, exclusive
 from .programs import Candidate, NoFrags, Programs, bpf_refused, candidates_for
+
+# How long attach looks at frames that a program seems not to see.
+_PATIENCE = 0.5  # seconds
 
 
 def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]:
@@ -96,6 +99,8 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             state = attached.state
         else:
             said.append(f"{name}: already attached ({attached.mode}, program {attached.program_id})")
+        known = None if programs else kept.get("received")
+        state["received"] = known or running.baseline(links, attached)
         changes.clear()
         stack = topology.stack(links, attached.link)
         said += nic.settle(stack, intend)
@@ -109,7 +114,9 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         with bpf.Map.by_id(attached.maps[STATE_MAP]) as state_map:
             write_state(state_map, state)
         journal.end(link)
-        return said
+        attached.state = state
+        missed = running.unseen(links, attached, _PATIENCE, 1 if programs else running.SUSPECTED)
+        return [*said, f"{name}: warning: {running.told(attached, missed)}"] if missed else said
 
 
 def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:

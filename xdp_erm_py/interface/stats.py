@@ -51,19 +51,20 @@ def describe(attachment: Attachment) -> dict[str, Any]:
 
 def read(attachment: Attachment) -> dict[str, Any]:
     """What one interface has counted. bpf.Gone: it was detached or swapped meanwhile."""
-    return {**describe(attachment), "counters": _counters(attachment), "sessions": _sessions(attachment),
+    return {**describe(attachment), "counters": counters(attachment), "sessions": _sessions(attachment),
             "foreign": _foreign(attachment), "cpus": _cpus(attachment), "isolation": _isolation(attachment)}
 
 
-def _counters(attachment: Attachment) -> dict[str, dict[str, int]]:
-    counters = {}
+def counters(attachment: Attachment) -> dict[str, dict[str, int]]:
+    """Packets and bytes by counter. Raises as read()."""
+    counted = {}
     with bpf.Map.by_id(attachment.maps["counters"]) as map_:
         for index, name in enumerate(shared.COUNTERS):
             per_cpu = map_.lookup(struct.pack("=I", index)) or []
             values = [struct.unpack("=QQ", value) for value in per_cpu]
-            counters[name] = {"packets": sum(packets for packets, _ in values),
-                              "bytes": sum(bytes_ for _, bytes_ in values)}
-    return counters
+            counted[name] = {"packets": sum(packets for packets, _ in values),
+                             "bytes": sum(bytes_ for _, bytes_ in values)}
+    return counted
 
 
 def _isolation(attachment: Attachment) -> dict[str, int] | None:
@@ -110,7 +111,7 @@ def unmarked(attachment: Attachment) -> int:
     """Frames that could not be marked for isolation where `mode: auto` has chosen native mode. Raises as read()."""
     if attachment.mode != "native" or attachment.state["config"].get("mode") != "auto":
         return 0
-    return _counters(attachment)["unmarked"]["packets"]
+    return counters(attachment)["unmarked"]["packets"]
 
 
 def wait_for_queues(attachment: Attachment) -> None:
@@ -165,7 +166,7 @@ def _summed(attachment: Attachment, name: str) -> int:
 
 
 def _decapsulated(attachment: Attachment) -> int:
-    return _counters(attachment)["decapsulated"]["packets"]
+    return counters(attachment)["decapsulated"]["packets"]
 
 
 def _cpus(attachment: Attachment) -> dict[str, dict[str, int]]:

@@ -132,9 +132,10 @@ class Reporter:
         attached = {printable(interface["name"]): interface for interface in self._snapshot()}
         now = time.time()
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
-        drops = host_drops()
+        received = host_counters()
         earlier = {_attachment(end): end for end in sorted(self._made.values(), key=lambda end: end["since_boot"])}
-        messages = [self._report(name, interface, earlier.get(_attachment(interface)), now, since_boot, drops.get(name))
+        messages = [self._report(name, interface, earlier.get(_attachment(interface)), now, since_boot,
+                                 received.get(name, {}))
                     for name, interface in attached.items()]
         # In this order: where an interface has a new name, Zeek has what it counted before its old name is gone.
         gone = [name for name, end in self._made.items() if name not in attached and not end.get("gone")]
@@ -157,8 +158,8 @@ class Reporter:
         return self._sequence
 
     def _report(self, name: str, interface: Snapshot, begin: dict[str, Any] | None, now: float, since_boot: float,
-                drops: int | None) -> Message:
-        """`begin`: the end of the report before."""
+                received: dict[str, int]) -> Message:
+        """`begin`: the end of the report before. `received`: what the host has counted."""
         end = {
             "ifindex": interface["ifindex"], "id": interface["id"], "attached_at": interface["attached_at"],
             "since_boot": since_boot,
@@ -167,14 +168,14 @@ class Reporter:
             "sessions": {f"{session['source']} {session['source_port']}": [session["packets"], session["bytes"]]
                          for session in interface["sessions"]},
             "foreign": {sender["source"]: [sender["packets"], sender["bytes"]] for sender in interface["foreign"]},
-            "drops": drops, "queue_drops": _queue_drops(interface), "isolation": interface["isolation"],
+            "received": received, "queue_drops": _queue_drops(interface), "isolation": interface["isolation"],
             "leaked": None, "gone": False,
         }
         attached_at = seconds(interface["attached_at"])
         if begin:
             duration = since_boot - begin["since_boot"]
         else:
-            begin = {"counters": {}, "sessions": {}, "drops": None}
+            begin = {"counters": {}, "sessions": {}}
             attached = interface.get("since_boot")  # None: by an earlier version
             duration = now - attached_at if attached is None else since_boot - attached
 
@@ -183,11 +184,11 @@ class Reporter:
         if any(min(value) < 0 for value in counted.values()):
             # The counters began anew under the same attachment: a swap to a version with other maps.
             counted = end["counters"]
-            begin = {"sessions": {}, "drops": begin["drops"]}
+            begin = {"sessions": {}, "received": begin.get("received", {})}
         # What is counted elsewhere than in the program; None: that is not known.
-        others: dict[str, int | None] = {"host_drops": None, "queue_drops": None}
-        if drops is not None and begin["drops"] is not None:
-            others["host_drops"] = max(drops - begin["drops"], 0)
+        others: dict[str, int | None] = {"queue_drops": None}
+        others |= {what: max(count - begin["received"][what], 0) for what, count in received.items()
+                   if what in begin.get("received", {})}
         if end["queue_drops"] is not None:
             told = begin.get("queue_drops") or 0
             # Frames that waited when the last report was made, and have arrived since, were in it.
@@ -230,7 +231,7 @@ class Reporter:
         text = events.encode(
             events.REPORT_TOPIC, events.DETACHED, events.count(events.VERSION), events.count(sequence),
             events.timestamp(now), events.string(self._host), events.string(name),
-            events.boolean(name in host_drops()))
+            events.boolean(name in host_counters()))
         return Message.pack(name, sequence, text, end)
 
 
@@ -238,7 +239,8 @@ def _checked_end(end: dict[str, Any]) -> dict[str, Any]:
     """An end that was kept. The file may say anything: raises whatever a wrong type or a missing key raises."""
     pairs = [pair for key in ("counters", "sessions", "foreign") for pair in end[key].values()]
     numbers = [end["ifindex"], *(number for packets, size in pairs for number in (packets, size))]
-    numbers += [end[key] for key in ("drops", "queue_drops", "leaked") if end.get(key) is not None]
+    numbers += [end[key] for key in ("queue_drops", "leaked") if end.get(key) is not None]
+    numbers += end.get("received", {}).values()
     numbers += [(end.get("isolation") or {"outer_tagged": 0})["outer_tagged"]]
     if not all(type(number) is int and number >= 0 for number in numbers) or not math.isfinite(end["since_boot"]):
         raise ValueError("not a count, or not a time")
@@ -316,16 +318,19 @@ def _grown(before: list[int] | None, after: list[int]) -> list[int]:
     return [now - then for then, now in zip(before or [0, 0], after)]
 
 
-def host_drops() -> dict[str, int]:
-    """Received packets that kernel or NIC dropped, for each interface of this network namespace, since it exists.
+def host_counters() -> dict[str, dict[str, int]]:
+    """What the host has counted on each interface of this network namespace since it exists: packets that it
+    `received`, `host_drops`, which kernel or NIC dropped, and `receive_errors`, which were too long or damaged.
 
     By their printable names; there they stand as they are, with whatever bytes.
     """
-    drops = {}
+    counters = {}
     for line in NET_DEV.read_bytes().splitlines()[2:]:
         name, _, columns = line.partition(b":")
-        drops[printable(netlink.text(name.lstrip(b" ")))] = int(columns.split()[3])
-    return drops
+        packets, errors, drops = map(int, columns.split()[1:4])
+        counters[printable(netlink.text(name.lstrip(b" ")))] = {
+            "received": packets, "receive_errors": errors, "host_drops": drops}
+    return counters
 
 
 def seconds(rfc3339: str) -> float:
