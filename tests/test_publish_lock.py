@@ -80,7 +80,7 @@ def test_only_one_publishes(path: Path, script: str) -> None:
         assert command("--running", path=path) == (0, f"a publisher runs (process {holder.pid})\n", "")
         said = f"xdp-erm: another publisher runs on this host (process {holder.pid}, {path})\n"
         assert command(path=path) == (1, "", said)
-        assert command("--stop", path=path) == (0, f"process {holder.pid} has ended\n", "")
+        assert command("--stop", path=path) == (0, f"the publisher (process {holder.pid}) has ended\n", "")
         assert holder.wait(TIMEOUT) == -signal.SIGTERM
     for option, status in (("--running", 1), ("--stop", 0)):
         assert command(option, path=path) == (status, "no publisher runs\n", "")
@@ -125,14 +125,14 @@ def test_a_number_that_is_used_again_is_not_stopped(path: Path, monkeypatch: pyt
     with running(LOOK, path) as other:
         answers = iter([other.pid, None])
         monkeypatch.setattr(lock, "holder", lambda _: next(answers))
-        assert lock.stop(path) == f"process {other.pid} has ended"
+        assert lock.stop(path) == f"the publisher (process {other.pid}) has ended"
         assert other.poll() is None
 
 
 def test_one_that_does_not_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "STOP_SECONDS", 0.2)
     deaf = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{HOLD}"
-    with running(deaf, path) as holder, pytest.raises(XdpErmError, match=f"^process {holder.pid} does not end$"):
+    with running(deaf, path) as holder, pytest.raises(XdpErmError, match=f"process {holder.pid}. does not end$"):
         lock.stop(path)
 
 
@@ -169,7 +169,8 @@ def test_who_may_not_stop_it() -> None:
         path.chmod(0o644)
         assert command("--running", path=path, wrapper=anybody) == (0, f"a publisher runs (process {holder.pid})\n", "")
         assert command("--stop", path=path, wrapper=anybody) == (
-            1, "", f"xdp-erm: process {holder.pid} cannot be stopped: Operation not permitted: run it with sudo\n")
+            1, "", f"xdp-erm: the publisher (process {holder.pid}) cannot be stopped: Operation not permitted: run "
+                   "this with sudo\n")
         assert holder.poll() is None
 
 
@@ -179,6 +180,7 @@ def test_a_file_that_cannot_be_had(tmp_path: Path) -> None:
         1, "", f"xdp-erm: --pid-file {tmp_path / 'link'}: Too many levels of symbolic links\n")
     assert not (tmp_path / "target").exists()
     assert command(path=tmp_path) == (1, "", f"xdp-erm: --pid-file {tmp_path}: Is a directory\n")
+    assert command("--running", path=tmp_path) == (1, "no publisher runs\n", "")
 
 
 def test_a_number_that_is_written_in_part(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ Every mistake is a UsageError that names file, line and value; nothing is used o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from . import sudo
 from .errors import UsageError
 from .settings import SETTINGS, InterfaceConfig, check
 
@@ -75,7 +77,8 @@ def load(path: Path | None = None) -> Configuration:
     """Reads a configuration file; without a path the default one, which may be missing."""
     file = path or DEFAULT_PATH
     try:
-        text = file.read_text(encoding="utf-8-sig")  # as some editors begin a file
+        with sudo.rights_of_caller() if path else contextlib.nullcontext():
+            text = file.read_text(encoding="utf-8-sig")  # as some editors begin a file
     except FileNotFoundError:
         if path is None:
             return Configuration()

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from .. import sudo
 from ..errors import UsageError, XdpErmError
 from ..printable import printable, say
 from . import lock
@@ -52,6 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     Or it only looks for the publisher, or stops it: see add_arguments().
     """
+    if arguments.pid_file != lock.DEFAULT and sudo.caller():
+        raise UsageError(f"--pid-file {arguments.pid_file}: not through sudo, since root would write to any file: take "
+                         "a shell of root's")
     if arguments.running:
         say(lock.describe(arguments.pid_file))
         return int(lock.holder(arguments.pid_file) is None)
@@ -119,8 +123,8 @@ def wanted_transports(arguments: argparse.Namespace) -> list[Transport]:
         if bindings:
             transports.append(Broker(host, port, bindings))
         elif not transports:
-            raise XdpErmError("Broker's Python bindings are not where zeek-config says, or there is no zeek-config in "
-                              "PATH: use --transport websocket")
+            raise XdpErmError("Broker's Python bindings are not where zeek-config says, or others than root can write "
+                              "there, or there is no zeek-config in PATH: use --transport websocket")
     return transports
 
 

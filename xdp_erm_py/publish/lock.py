@@ -81,8 +81,8 @@ def _holder(file: int) -> int | None:
 
 def _of_an_earlier_version(file: int) -> int | None:
     """The process whose number stands in the file, if it holds the lock of flock(2)."""
-    number = os.pread(file, 32, 0).strip().decode(errors="replace")
-    with contextlib.suppress(OSError):  # no such process, or not for us to look at
+    with contextlib.suppress(OSError):  # no such process, or not for us to look at; a directory
+        number = os.pread(file, 32, 0).strip().decode(errors="replace")
         for descriptor in os.scandir(f"/proc/{number}/fd") if number.isdecimal() else ():
             about = Path(f"/proc/{number}/fdinfo/{descriptor.name}")
             if os.path.samestat(os.stat(descriptor.path), os.fstat(file)) and "FLOCK" in about.read_text():
@@ -113,26 +113,27 @@ def stop(path: Path) -> str:
     try:
         descriptor = os.pidfd_open(process)
     except ProcessLookupError:
-        return f"process {process} has ended"
+        return f"the publisher (process {process}) has ended"
     except OSError as error:
-        raise XdpErmError(f"process {process} cannot be stopped: {error.strerror}") from None
+        raise XdpErmError(f"the publisher (process {process}) cannot be stopped: {error.strerror}") from None
     try:
         if holder(path) != process:  # else the number is another's by now
-            return f"process {process} has ended"
+            return f"the publisher (process {process}) has ended"
         if is_the_units(process):
-            return f"process {process} is left to systemd: `systemctl stop {UNIT}` stops it"
+            return f"the publisher (process {process}) is left to systemd: `systemctl stop {UNIT}` stops it"
         signal.pidfd_send_signal(descriptor, signal.SIGTERM)
         ended = select.poll()
         ended.register(descriptor, select.POLLIN)
         if not ended.poll(STOP_SECONDS * 1000):
-            raise XdpErmError(f"process {process} does not end")
+            raise XdpErmError(f"the publisher (process {process}) does not end")
     except ProcessLookupError:
         pass
     except PermissionError as error:
-        raise XdpErmError(f"process {process} cannot be stopped: {error.strerror}: run it with sudo") from None
+        raise XdpErmError(f"the publisher (process {process}) cannot be stopped: {error.strerror}: run this with "
+                          "sudo") from None
     finally:
         os.close(descriptor)
-    return f"process {process} has ended"
+    return f"the publisher (process {process}) has ended"
 
 
 def is_the_units(process: int) -> bool:

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,15 +168,33 @@ class Broker:
 
 
 def broker_bindings() -> Path | None:
-    """Where Zeek's `broker` package for Python is, says zeek-config; None: no Zeek here, or one without it."""
+    """Where Zeek's `broker` package for Python is, says zeek-config.
+
+    None: no Zeek here, or one without it, or one whose files others than root can write, which root does not run.
+    """
     places = os.environ.get("PATH", "").split(os.pathsep) + ["/opt/zeek/bin", "/usr/local/zeek/bin"]
     for place in places:
         command = Path(place, "zeek-config")
         if command.is_file():
+            if not _trusted(command):
+                return None
             try:
                 said = subprocess.run([command, "--python_dir"], capture_output=True, timeout=OPEN_SECONDS, check=True)
             except (OSError, subprocess.SubprocessError):
                 return None
             directory = Path(said.stdout.decode().strip())
-            return directory if (directory / "broker").is_dir() else None
+            package = directory / "broker"
+            return directory if package.is_dir() and all(map(_trusted, [package, *package.rglob("*")])) else None
     return None
+
+
+def _trusted(file: Path) -> bool:
+    """Whether nobody but who we are can change what a file is."""
+    return os.geteuid() != 0 or all(_is_roots(place) for place in [file.resolve(), *file.resolve().parents])
+
+
+def _is_roots(place: Path) -> bool:
+    found = place.stat()
+    by_group = found.st_mode & stat.S_IWGRP and found.st_gid != 0
+    by_others = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+    return found.st_uid == 0 and not by_group and not by_others
