@@ -48,6 +48,6 @@ for unit in systemd-journald.service systemd-udevd.service; do
 done
 ln -s basic.target $units/default.target
 
-exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_UNIT_PATH=/etc/systemd/system:$units \
-    SYSTEMD_GENERATOR_PATH=/run/boot/generators SYSTEMD_ENVIRONMENT_GENERATOR_PATH=/run/boot/generators \
+exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/systemd/generator:$units \
+    SYSTEMD_GENERATOR_PATH=/run/boot/generators SYSTEMD_ENVIRONMENT_GENERATOR_PATH=/run/boot/none \
     /lib/systemd/systemd --system

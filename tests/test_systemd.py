@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from machine import ZEEK
 
 from xdp_erm_py import systemd
 from xdp_erm_py.errors import UsageError, XdpErmError
@@ -489,3 +490,179 @@ def test_from_the_pyz(booted: Booted, tmp_path: Path) -> None:
     assert set(booted.attached()) == {"mon0"}
     assert booted.state(systemd.PUBLISHER) == "active"
     booted.wait_until("the publisher's pid file", lambda: publisher(booted))
+
+
+# Zeek's own units, which zeek-systemd-generator makes of zeek.conf
+
+GENERATOR = ZEEK / "bin" / "zeek-systemd-generator" if ZEEK else None
+needs_generator = pytest.mark.skipif(not (GENERATOR and GENERATOR.is_file()),
+                                     reason="no Zeek with zeek-systemd-generator, which 8.1 and later have")
+
+
+class ZeekConf:
+    """A Zeek whose prefix the booted system sees with changes of its own, and zeek.conf in it."""
+
+    def __init__(self, booted: Booted) -> None:
+        assert ZEEK is not None and GENERATOR is not None
+        self.booted = booted
+        booted.do("sh", "-c", 'mkdir -p /run/zeek/new /run/zeek/work && mount -t overlay -o '
+                  '"lowerdir=$1,upperdir=/run/zeek/new,workdir=/run/zeek/work" overlay "$1" && '
+                  "(id zeek || useradd --system --no-create-home zeek) >/dev/null && chown zeek: /run/zeek/new && "
+                  'rm -rf "$1/etc/zeek" && ln -s "$2" /run/boot/generators/', "sh", str(ZEEK), str(GENERATOR))
+
+    def configure(self, text: str, place: str = "zeek.conf") -> None:
+        assert ZEEK is not None
+        self.booted.write(f"{ZEEK}/etc/zeek/{place}", text)
+
+    def close(self) -> None:
+        self.booted.run("sh", "-c", "systemctl stop zeek.target 'zeek-*'; rm -f /run/boot/generators/*; "
+                        'systemctl daemon-reload; umount -l "$1"; rm -rf /run/zeek', "sh", str(ZEEK))
+
+
+@pytest.fixture
+def zeek_conf(booted: Booted) -> Iterator[ZeekConf]:
+    zeek_conf = ZeekConf(booted)
+    yield zeek_conf
+    zeek_conf.close()
+
+
+SECTIONS = """
+[zeek]
+manager = 1
+loggers = 1
+[interface mon0]
+interface = af_packet::${interface_section_name}
+workers = 2
+[interface others]
+interface = af_packet::mon${worker_index}
+workers = 2
+[interface udp]
+interface = udp::0.0.0.0:7932:skip=12
+workers = 1
+"""
+
+
+def drop_in(unit: str) -> str:
+    return f"/etc/systemd/system/{unit}.d/xdp-erm.conf"
+
+
+@needs_generator
+def test_interfaces_of_zeek_conf(zeek_conf: ZeekConf) -> None:
+    """Those of AF_PACKET, with all templates filled in; the workers come after what attaches."""
+    booted = zeek_conf.booted
+    booted.add_interface("mon1")
+    zeek_conf.configure(SECTIONS)
+    assert booted.xdp_erm("systemd", "install").splitlines() == [
+        "mon0, mon1, mon2: as Zeek's workers capture from there",
+        *(f"wrote /etc/systemd/system/{unit}" for unit in systemd.UNITS),
+        *(f"wrote {drop_in(unit)}" for unit in ("zeek-worker-mon0@.service", "zeek-worker-others@1.service",
+                                                "zeek-worker-others@2.service")),
+        f"enabled xdp-erm@mon0.service, xdp-erm@mon1.service, xdp-erm@mon2.service, {systemd.PUBLISHER}",
+        "mon2: there is no such interface now; its unit starts when it appears",
+    ]
+    for worker, name in (("mon0@1", "mon0"), ("mon0@2", "mon0"), ("others@1", "mon1"), ("others@2", "mon2")):
+        assert f"xdp-erm@{name}.service" in booted.state(f"zeek-worker-{worker}", "After").split()
+        assert systemd.PUBLISHER in booted.state(f"zeek-worker-{worker}", "Before").split()
+        assert "xdp-erm" not in booted.state(f"zeek-worker-{worker}", "Requires")
+    assert "zeek-setup.service" in booted.state("xdp-erm@mon0", "Before").split()
+    assert "xdp-erm" not in booted.state("zeek-worker-udp@1", "After")
+
+    # Without sections, and with other workers; what is not up to date is removed.
+    zeek_conf.configure("interface = af_packet::mon1\nworkers = 1\nmanager = 1\n")
+    assert booted.xdp_erm("systemd", "install", "--require").splitlines() == [
+        "mon1: as Zeek's workers capture from there",
+        f"wrote {drop_in('zeek-worker@.service')}",
+        *(f"removed {drop_in(unit)}" for unit in ("zeek-worker-mon0@.service", "zeek-worker-others@1.service",
+                                                  "zeek-worker-others@2.service")),
+        f"enabled xdp-erm@mon1.service, {systemd.PUBLISHER}",
+    ]
+    assert "xdp-erm@mon1.service" in booted.state("zeek-worker@1", "Requires").split()
+    doctor = json.loads(booted.run(str(XDP_ERM), "doctor", "--json").stdout)["checks"]
+    assert {check["interface"] for check in doctor} == {None, "mon1"}
+
+    # A configuration of ours that names interfaces counts more.
+    booted.write("/etc/xdp-erm.yaml", "interfaces: {mon0: {}}")
+    assert "enabled xdp-erm@mon0.service, " in booted.xdp_erm("systemd", "install")
+    booted.xdp_erm("systemd", "remove")
+    assert not [file for file in booted.unit_files() if "xdp-erm" in file]
+
+
+@needs_generator
+def test_zeek_conf_of_one_of_several_hosts(zeek_conf: ZeekConf) -> None:
+    booted = zeek_conf.booted
+    name = booted.do("hostname").strip()
+    zeek_conf.configure("[zeek]\nmanager = 1\n[interface eth9]\ninterface = af_packet::eth9\nworkers = 1\n",
+                        "cluster/another.zeek.conf")
+    zeek_conf.configure("[interface one]\ninterface = af_packet::mon0\nworkers = 2\n", f"cluster/{name}.zeek.conf")
+    assert booted.xdp_erm("systemd", "install").splitlines()[0] == "mon0: as Zeek's workers capture from there"
+    assert "xdp-erm@mon0.service" in booted.state("zeek-worker-one@2", "After").split()
+
+
+@needs_generator
+@pytest.mark.parametrize("text", ["", "interface = af_packet::mon0\nworkers = many\n", "[zeek]\nmanager = 1\n"],
+                         ids=["none", "wrong", "no worker"])
+def test_without_a_worker_in_zeek_conf(zeek_conf: ZeekConf, text: str) -> None:
+    if text:
+        zeek_conf.configure(text)
+    done = zeek_conf.booted.run(str(XDP_ERM), "systemd", "install")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "xdp-erm: no interface: name one, or put it under `interfaces` in /etc/xdp-erm.yaml\n"
+    assert zeek_conf.booted.unit_files() == set()
+
+
+LOCAL_ZEEK = f"""
+@load {REPOSITORY}/scripts
+redef LogAscii::use_json = T;
+redef Log::default_rotation_interval = 0sec;
+"""
+
+
+@needs_generator
+def test_a_sensor_with_zeek_conf(zeek_conf: ZeekConf) -> None:
+    """Brought up by systemd alone: attached before the workers, everything counted once and in the log."""
+    booted = zeek_conf.booted
+    zeek_conf.configure("[zeek]\nmanager = 1\nproxies = 1\narchiver = 0\n[interface mon0]\n"
+                        "interface = af_packet::${interface_section_name}\nworkers = 2\n")
+    booted.write(f"{ZEEK}/share/zeek/site/local.zeek", LOCAL_ZEEK)
+    booted.write(f"/etc/systemd/system/{systemd.PUBLISHER}.d/often.conf",
+                 f"[Service]\nExecStart=\nExecStart={XDP_ERM} publish --interval 1\n")
+    booted.xdp_erm("systemd", "install")
+    booted.do("systemctl", "start", "multi-user.target")
+    assert set(booted.attached()) == {"mon0"}
+    workers = ("zeek-worker-mon0@1", "zeek-worker-mon0@2")
+    attached = int(booted.state("xdp-erm@mon0", "ActiveEnterTimestampMonotonic"))
+    assert all(0 < attached <= int(booted.state(worker, "ExecMainStartTimestampMonotonic")) for worker in workers)
+    assert {booted.do("ps", "-o", "user=", "-p", booted.state(worker, "MainPID")).strip() for worker in workers} == {
+        "zeek"}
+
+    def counted() -> int:
+        said = booted.run("sh", "-c", f"cat {ZEEK}/var/spool/zeek/*/xdp_erm.log").stdout
+        return sum(json.loads(row)["decapsulated.packets"] for row in said.splitlines())
+
+    booted.send("mon0", 50)
+    booted.wait_until("the report in the log", lambda: counted() == 50)
+    # The publisher stops before the worker that takes its reports, so the last one is there.
+    booted.send("mon0", 7)
+    booted.do("systemctl", "stop", "zeek.target", systemd.PUBLISHER)
+    assert "did not reach Zeek" not in booted.log(systemd.PUBLISHER)
+    assert counted() == 57
+
+
+@needs_generator
+def test_workers_do_not_start_where_attaching_failed(zeek_conf: ZeekConf) -> None:
+    booted = zeek_conf.booted
+    booted.add_interface("mon1")
+    zeek_conf.configure("[zeek]\nmanager = 0\narchiver = 0\n"
+                        "[interface mon0]\ninterface = af_packet::mon0\nworkers = 1\n"
+                        "[interface mon1]\ninterface = af_packet::mon1\nworkers = 1\n")
+    booted.write(f"{ZEEK}/share/zeek/site/local.zeek", LOCAL_ZEEK)
+    booted.write("/etc/systemd/system/xdp-erm@mon0.service.d/fails.conf",
+                 "[Service]\nExecStart=\nExecStart=/bin/false\n")
+    for require, state in (("", "active"), ("--require", "inactive")):
+        booted.xdp_erm("systemd", "install", *filter(None, [require]))
+        booted.run("systemctl", "start", "multi-user.target")
+        booted.wait_until("mon1's worker", lambda: booted.state("zeek-worker-mon1@1") == "active")
+        assert booted.state("xdp-erm@mon0") == "failed"
+        assert booted.state("zeek-worker-mon0@1") == state
+        booted.run("systemctl", "stop", "zeek.target", "multi-user.target", "xdp-erm@mon1")
+        booted.run("systemctl", "reset-failed")

@@ -109,7 +109,7 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
     with Links() as links:
         if not names:
             running = [found.link.name for found in attached.find_all(links)] if known else []
-            names = [*configuration.interfaces, *running]
+            names = [*configuration.interfaces, *running, *_of_zeeks_units()]
         if not names:
             yield Finding(None, "interfaces", PROBLEM, "no interface: name one, or put it under `interfaces` in "
                                                        f"{file or config.DEFAULT_PATH}")
@@ -127,6 +127,14 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
             checks = LINK_CHECKS + (program,) * known + PROGRAM_CHECKS * (patient.attached is not None)
             for each in checks:
                 yield from _findings(patient, each)
+
+
+def _of_zeeks_units() -> list[str]:
+    """The interfaces that Zeek's own units capture from, which are made of its zeek.conf."""
+    try:
+        return [worker.interface for worker in systemd.zeek_workers()]
+    except XdpErmError:  # systemctl does not answer here, as in a container
+        return []
 
 
 def _patient(link: Link, configuration: config.Configuration, known: bool) -> Patient:

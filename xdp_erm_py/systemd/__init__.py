@@ -6,12 +6,15 @@ The units stand beside this file. Settings are those of /etc/xdp-erm.yaml.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import config
 from ..errors import UsageError, XdpErmError
@@ -24,8 +27,9 @@ TEMPLATE = "xdp-erm@.service"
 PUBLISHER = lock.UNIT
 UNITS = (PUBLISHER, TEMPLATE)  # in the order to stop them: the publisher's last report needs the counters
 
-#: How every unit file of ours begins.
+#: How every unit file of ours begins, and the drop-in files for the units of Zeek's workers.
 MARKER = "# Written by `xdp-erm systemd install`"
+DROP_IN = "xdp-erm.conf"
 
 #: It is there where systemd runs the system, see sd_booted(3).
 _BOOTED = Path("/run/systemd/system")
@@ -35,7 +39,11 @@ _SYSTEMCTL_SECONDS = 300
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     install = actions.add_parser("install", help="write the units and have them started at every boot")
-    install.add_argument("interfaces", nargs="*", metavar="IFACE", help="default: those in the configuration file")
+    install.add_argument("interfaces", nargs="*", metavar="IFACE",
+                         help="default: those in the configuration file, else those that Zeek's own units (zeek.conf) "
+                              "capture from")
+    install.add_argument("--require", action="store_true",
+                         help="Zeek's own units of workers do not start where attaching fails, and stop with it")
     install.add_argument("--now", action="store_true", help="start them as well, or bring what runs up to date")
     install.set_defaults(act=_install)
     remove = actions.add_parser("remove", help="stop the units, which detaches, and remove them")
@@ -58,18 +66,28 @@ def run(args: argparse.Namespace) -> int:
 def _install(args: argparse.Namespace) -> None:
     configuration = config.load()
     names = config.check_interface_names(args.interfaces) or list(configuration.interfaces)
+    _systemctl("daemon-reload")  # which has zeek.conf read again
+    workers = zeek_workers()
+    if not names and workers:
+        names = list(dict.fromkeys(worker.interface for worker in workers))
+        say(f"{', '.join(names)}: as Zeek's workers capture from there")
     if not names:
         raise UsageError(f"no interface: name one, or put it under `interfaces` in {config.DEFAULT_PATH}")
-    names, absent = _present(names)
+    own = _own_names()
+    absent = [name for name in names if name not in own]
+    names = list(dict.fromkeys(own.get(name, name) for name in names))
     for name in absent:
         if len(name.encode()) > config.LONGEST_OWN_NAME:
             raise XdpErmError(f"{name}: there is no such interface now, and systemd can only wait for an interface by "
                               "its own name: name that, or install once it is there")
-    texts = {unit: unit_text(unit, _command()) for unit in UNITS}
-    changed = [unit for unit, text in texts.items() if _read_ours(unit) != text]
-    for unit in changed:
-        _write(UNIT_DIRECTORY / unit, texts[unit])
-        say(f"wrote {UNIT_DIRECTORY / unit}")
+    texts = {UNIT_DIRECTORY / unit: unit_text(unit, _command()) for unit in UNITS}
+    workers = [Worker(unit, own.get(interface, interface)) for unit, interface in workers]
+    drop_ins = _drop_ins([worker for worker in workers if worker.interface in names], args.require)
+    changed = [path for path, text in [*texts.items(), *drop_ins.items()] if _read_ours(path) != text]
+    for path in changed:
+        _write(path, {**texts, **drop_ins}[path])
+        say(f"wrote {path}")
+    _remove_drop_ins(_our_drop_ins() - drop_ins.keys())
     units = [_instance(name) for name in names]
     _systemctl("enable", *units, PUBLISHER)  # which also has systemd read its files again
     say(f"enabled {', '.join([*units, PUBLISHER])}")
@@ -84,24 +102,25 @@ def _install(args: argparse.Namespace) -> None:
             say(f"{lock.describe(lock.DEFAULT)} that {PUBLISHER} did not start: it takes over when that one ends")
 
 
-def _present(names: list[str]) -> tuple[list[str], list[str]]:
-    """The interfaces by the kernel's own names, which systemd's units go by, and those of them that are not there."""
+def _own_names() -> dict[str, str]:
+    """The kernel's own names of the interfaces that are there, which systemd's units go by, by all their names."""
     with Links() as links:
-        known = {name: link.name for link in links for name in link.names}
-    absent = [name for name in names if name not in known]
-    return list(dict.fromkeys(known.get(name, name) for name in names)), absent
+        return {name: link.name for link in links for name in link.names}
 
 
 def _remove(args: argparse.Namespace) -> None:
-    ours = [unit for unit in UNITS if _read_ours(unit) is not None]
-    names, _ = _present(config.check_interface_names(args.interfaces))
+    ours = [unit for unit in UNITS if _read_ours(UNIT_DIRECTORY / unit) is not None]
+    own = _own_names()
+    names = [own.get(name, name) for name in config.check_interface_names(args.interfaces)]
     if names and TEMPLATE in ours:
         for unit in map(_instance, names):
+            _remove_drop_ins({path for path in _our_drop_ins() if f"After={unit}\n" in path.read_text()})
             _systemctl("disable", "--now", unit)
             say(f"{unit}: stopped and disabled")
     elif names or not ours:
         say("the units are not installed")
     else:
+        _remove_drop_ins(_our_drop_ins())
         running = [unit.replace("@", "@*") for unit in ours]
         _systemctl("stop", *running)
         _systemctl("reset-failed", *running)
@@ -110,6 +129,72 @@ def _remove(args: argparse.Namespace) -> None:
             (UNIT_DIRECTORY / unit).unlink()
             say(f"stopped, disabled and removed {UNIT_DIRECTORY / unit}")
         _systemctl("daemon-reload")
+
+
+class Worker(NamedTuple):
+    """A worker of Zeek's that captures with AF_PACKET."""
+
+    unit: str
+    interface: str
+
+
+def zeek_workers() -> list[Worker]:
+    """Those that zeek-systemd-generator makes units for, from Zeek's zeek.conf; none where there is no such file.
+
+    systemd is asked for them, which knows where the file is, what its templates are filled with, and who has changed
+    the units since. XdpErmError: what systemctl says.
+    """
+    if not _BOOTED.is_dir():
+        return []
+    wanted = _output("systemctl", "show", "--value", "--property=Wants", "zeek.target").split()
+    units = [unit for unit in wanted if unit.startswith("zeek-worker")]
+    if not units:
+        return []
+    workers = []
+    for block in _output("systemctl", "show", "--property=Id,Environment", *sorted(units)).split("\n\n"):
+        shown = _assignments(block.splitlines())
+        environment = _assignments(shlex.split(shown.get("Environment", "")))
+        source, _, interface = environment.get("INTERFACE", "").rpartition("::")
+        if source == "af_packet":
+            workers.append(Worker(shown["Id"], interface))
+    return workers
+
+
+def _assignments(texts: list[str]) -> dict[str, str]:
+    return dict(text.split("=", 1) for text in texts if "=" in text)
+
+
+def _drop_ins(workers: list[Worker], require: bool) -> dict[Path, str]:
+    """Files that put workers after what attaches to their interface: one for a template, if that has one interface."""
+    interfaces: dict[str, set[str]] = {}
+    for worker in workers:
+        interfaces.setdefault(_template(worker.unit), set()).add(worker.interface)
+    texts = {}
+    for worker in workers:
+        template = _template(worker.unit)
+        unit = template if len(interfaces[template]) == 1 else worker.unit
+        attaches = _instance(worker.interface)
+        requires = f"Requires={attaches}\n" if require else ""
+        texts[UNIT_DIRECTORY / f"{unit}.d" / DROP_IN] = (
+            f"{MARKER}\n[Unit]\nAfter={attaches}\n{requires}"
+            f"# The publisher, which stops before it, brings its last report to a worker.\nBefore={PUBLISHER}\n")
+    return texts
+
+
+def _template(unit: str) -> str:
+    return re.sub("@.*[.]", "@.", unit)
+
+
+def _our_drop_ins() -> set[Path]:
+    return {path for path in UNIT_DIRECTORY.glob(f"zeek-worker*.d/{DROP_IN}") if _read_ours(path) is not None}
+
+
+def _remove_drop_ins(paths: set[Path]) -> None:
+    for path in sorted(paths):
+        path.unlink()
+        say(f"removed {path}")
+        with contextlib.suppress(OSError):  # others have files there
+            path.parent.rmdir()
 
 
 def _instance(name: str) -> str:
@@ -133,9 +218,8 @@ def unit_text(unit: str, command: Path) -> str:
     return (resources.files(__name__) / unit).read_text().replace("@XDP_ERM@", str(command))
 
 
-def _read_ours(unit: str) -> str | None:
-    """The installed unit file's text, None: there is none. XdpErmError: it is not ours."""
-    path = UNIT_DIRECTORY / unit
+def _read_ours(path: Path) -> str | None:
+    """An installed file's text, None: there is none. XdpErmError: it is not ours."""
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -150,6 +234,7 @@ def _read_ours(unit: str) -> str | None:
 def _write(path: Path, text: str) -> None:
     """Writes a file so that it is there as a whole or not at all."""
     try:
+        path.parent.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
                 file.write(text)
