@@ -194,7 +194,7 @@ def test_mistaken_settings(file, section, setting):
     ("defaults: {port: *ports}\n", ":1: not YAML: found undefined alias 'ports'"),
     ("defaults: {\0}\n", ": not YAML: unacceptable character #x0000: special characters are not allowed"),
     ("defaults:\n  vlan: !!int strip\n",
-     ":2: not a value of its type: invalid literal for int() with base 10: 'strip'"),
+     ":2: strip is not a decimal number: write it as one"),
     ("defaults:\n  vlan: !!python/name:os.system\n",
      ":2: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'"),
     ("defaults: {vlan: {[1]: 2}}\n", ":1: found unhashable key"),
