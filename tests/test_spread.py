@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import operator
@@ -32,12 +33,13 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
 
-from xdp_erm_py import lab
+from xdp_erm_py import doctor, lab
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attachment, spread, stats
 from xdp_erm_py.interface.attached import find
 from xdp_erm_py.kernel import bpf, rps
 from xdp_erm_py.kernel.links import Link, Links
+from xdp_erm_py.kernel.netlink import Refused
 from xdp_erm_py.lab import cable as cables
 from xdp_erm_py.lab import generate, traffic
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
@@ -523,6 +525,76 @@ def test_what_follows_a_datagram_is_cut_or_the_frame_stays_as_it_is(jumbo, setti
         assert sorted(receive(tap, 2)) == sorted([mirrored[0], sent[1]])
     counted = {name: counter["packets"] for name, counter in interface()["counters"].items() if counter["packets"]}
     assert counted == {"decapsulated": 1, "failed": 1}
+
+
+def test_after_a_change_of_the_mtu_all_is_seen_again(jumbo):
+    """Doctor and status say it before anybody attaches."""
+    assert any("attached (native, multi-buffer" in line for line in attached(InterfaceConfig()))
+    for namespace, name in ((jumbo.switch, SWITCH_INTERFACE), (jumbo.sensor, SENSOR_INTERFACE)):
+        with namespace.entered():
+            subprocess.run(["ip", "link", "set", name, "mtu", "1600"], check=True, timeout=TIMEOUT)
+    changed = "its MTU was changed from 9000 to 1600"
+    with Links() as links:
+        assert find(links, SENSOR_INTERFACE).outdated == changed
+    said, = (each.text for each in doctor.examine([SENSOR_INTERFACE]) if each.check == "mtu")
+    assert said == (f"{changed} since xdp-erm was attached, after which some drivers do not run the program: `xdp-erm "
+                    f"attach {SENSOR_INTERFACE}`")
+    assert any("swapped the program (native, program" in line for line in attached(InterfaceConfig()))
+    assert any("already attached (native, program" in line for line in attached(InterfaceConfig()))
+    with Links() as links:
+        assert find(links, SENSOR_INTERFACE).outdated is None
+
+
+def mtu_is_too_large(monkeypatch: pytest.MonkeyPatch, modes: tuple[str, ...] = ("native",)) -> None:
+    """The driver refuses programs that do not take frames in several pieces, or any in native mode."""
+    attach = Links.attach
+
+    def refuse(self, link, program, mode, replaced=None):
+        if mode in modes and (modes != ("native",) or not takes_frags(program)):
+            raise Refused(errno.EINVAL, "MTU too large")
+        attach(self, link, program, mode, replaced)
+
+    loaded: dict[int, bool] = {}
+
+    def takes_frags(program: int) -> bool:
+        return loaded[bpf.program_info(program).id]
+
+    load = compiler.Compiled.load
+
+    def remember(self, carried):
+        program = load(self, carried)
+        loaded[bpf.program_info(program).id] = self._variant.frags
+        return program
+
+    monkeypatch.setattr(compiler.Compiled, "load", remember)
+    monkeypatch.setattr(Links, "attach", refuse)
+
+
+def test_an_mtu_that_grew_takes_the_program_that_it_needs(cable, monkeypatch):
+    """As virtio's, which accepts the MTU and from then on loses frames in silence."""
+    attached(InterfaceConfig())
+    subprocess.run(["ip", "link", "set", SENSOR_INTERFACE, "mtu", "9000"], check=True, timeout=TIMEOUT)
+    mtu_is_too_large(monkeypatch)
+    assert any("swapped the program (native, multi-buffer" in line for line in attached(InterfaceConfig()))
+    assert any("already attached (native, program" in line for line in attached(InterfaceConfig()))
+
+
+def test_an_mtu_that_is_too_large_for_any(cable, monkeypatch):
+    """The old program stays where it is."""
+    attached(InterfaceConfig())
+    before = interface()["program_id"]
+    subprocess.run(["ip", "link", "set", SENSOR_INTERFACE, "mtu", "9000"], check=True, timeout=TIMEOUT)
+    mtu_is_too_large(monkeypatch, ("native", "generic"))
+    with pytest.raises(XdpErmError, match=f"{SENSOR_INTERFACE}: program {before} cannot be replaced: MTU too large"):
+        attached(InterfaceConfig())
+    assert interface()["program_id"] == before
+
+
+def test_an_mtu_that_native_mode_takes_again(cable):
+    attached(InterfaceConfig(mode="generic"))
+    assert not any("native" in line for line in attached(InterfaceConfig()))
+    subprocess.run(["ip", "link", "set", SENSOR_INTERFACE, "mtu", "1600"], check=True, timeout=TIMEOUT)
+    assert any("attached (native" in line for line in attached(InterfaceConfig()))
 
 
 def test_a_swap_takes_jumbo_frames_still(jumbo):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import socket
 
 import foreign
 import pytest
@@ -121,6 +122,35 @@ def test_what_is_above_and_below():
     assert topology.above(everything, bond) == [vlan]
     assert topology.above(everything, vlan) == [bridge]
     assert topology.above(everything, bridge) == topology.above(everything, veth) == []
+
+
+UNTAGGED = ("in generic mode a VLAN tag of the wrapping stays on the mirrored frame here: if the switches' ERM comes "
+            f"tagged, attach to {SENSOR}, and capture from there")
+
+
+def test_a_tag_that_is_taken_off_below_is_said(cable, bridge):
+    """And is true: the tag of a wrapped frame is beside the mirrored one."""
+    assert f"{bridge}: warning: {UNTAGGED}" in attachment.attach(bridge, DEFAULT)
+    assert said_by_doctor("place", bridge) == [(WARNING, UNTAGGED)]
+    cable.wait_for_carrier()
+    shell(f"ip link set {bridge} promisc on")
+    packet, = synthetic(flows=1, packets=1)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:
+        tap.bind((bridge, 0))
+        tap.setsockopt(fanout.SOL_PACKET, fanout.PACKET_AUXDATA, 1)
+        tap.settimeout(60)
+        cable.send(packet.sent[:12] + bytes.fromhex("81000007") + packet.sent[12:])
+        frame, ((*_, auxdata),), *_ = tap.recvmsg(1 << 16, 1 << 8)
+    assert frame == packet.mirrored
+    status, *_, tag, _ = fanout.AUXDATA.unpack(auxdata)
+    assert (status & fanout.TP_STATUS_VLAN_VALID, tag) == (fanout.TP_STATUS_VLAN_VALID, 7)
+
+
+def test_where_no_tag_is_taken_off(cable):
+    assert topology.untagged([], link("eth1", 1)) == []
+    assert not [line for line in attachment.attach(SENSOR, GENERIC) if "VLAN tag" in line]
+    vlan, parent = link("eth1.5", 2, kind="vlan", lower=1), link("eth1", 1)
+    assert topology.untagged([vlan, parent], vlan) == []
 
 
 # Two programs

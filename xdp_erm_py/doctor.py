@@ -218,9 +218,12 @@ def place(patient: Patient) -> Iterator[Result]:
     except XdpErmError as error:
         yield Result(PROBLEM, _without(patient.link.name, error))
         return
-    if patient.settings["isolate"]:
-        with Links() as links:
+    with Links() as links:
+        if patient.settings["isolate"]:
             for line in topology.starved(links, patient.link):
+                yield Result(WARNING, line)
+        if patient.link.mode == "generic":
+            for line in topology.untagged(links, patient.link):
                 yield Result(WARNING, line)
 
 
@@ -264,12 +267,16 @@ def mtu(patient: Patient) -> Iterator[Result]:
     least = nic.FULL_FRAME_MTU
     with Links() as links:
         stack = topology.stack(links, patient.link)
+    outdated = patient.attached.outdated if patient.attached else None
+    if outdated:
+        yield Result(WARNING, f"{outdated} since xdp-erm was attached, after which some drivers do not run the "
+                              f"program: `xdp-erm attach {patient.link.name}`")
     small = [link for link in stack if link.mtu < least]
     for link in small:
         here = "" if link == patient.link else f" of {link.name}, whose frames it gets,"
         yield Result(WARNING, f"MTU{here} is {link.mtu}, and full-size mirrored frames need {least}: `xdp-erm attach "
                               f"--set-mtu {patient.link.name}`, or `ip link set dev {link.name} mtu {least}`")
-    if not small:
+    if not small and not outdated:
         yield Result(OK, f"MTU is {patient.link.mtu}")
 
 

@@ -559,6 +559,8 @@ def _lost(interface: dict[str, Any] | None) -> str | None:
         return "attached"
     if interface.get("unmarked"):
         return "decapsulating"  # in native mode; it changes to generic
+    if interface.get("outdated"):
+        return f"attached as it has to be ({interface['outdated']})"
     return "isolated" if interface["config"]["isolate"] and not interface["isolated"] else None
 
 

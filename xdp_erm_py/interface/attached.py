@@ -33,8 +33,8 @@ class Attachment:
     """id (of the attachment: swaps keep it), version, digest, config, attached_at, since_boot (the same moment in
     seconds since boot), spread (a spread.Plan), frags (whether it takes frames in several pieces of memory), filter
     (that it relies on, see isolation.py), why_generic (the mode, where native was to be tried; None: it was not),
-    received (what interface and program had counted at first, see running.py), nic (what was changed for it, see
-    nic.py)"""
+    mtu (the interface's, in bytes above the Ethernet header), received (what interface and program had counted at
+    first, see running.py), nic (what was changed for it, see nic.py)"""
     maps: dict[str, int]
     """The program's maps: ids by name."""
 
@@ -47,6 +47,15 @@ class Attachment:
     def mode(self) -> str:
         assert self.link.mode is not None
         return self.link.mode
+
+    @property
+    def outdated(self) -> str | None:
+        """What has changed on the interface since, so that another way to attach may be due; None: nothing.
+
+        After a change of the MTU some drivers do not run the program any more, and say nothing.
+        """
+        then = self.state.get("mtu")  # None: put there by an earlier version
+        return None if then in (None, self.link.mtu) else f"its MTU was changed from {then} to {self.link.mtu}"
 
 
 def undisturbed(look: Callable[[], Seen]) -> Seen:
@@ -109,6 +118,7 @@ def _state(value: bytes) -> dict[str, Any] | None:
             plausible &= type(relied["program"]) is int and isinstance(relied["digest"], str)
             plausible &= type(relied.get("balance")) in (int, type(None))
         plausible &= type(state.get("why_generic")) in (str, type(None))
+        plausible &= type(state.get("mtu")) in (int, type(None))
         received = state.get("received")
         if received:
             plausible &= all(type(number) is int for number in received.values())

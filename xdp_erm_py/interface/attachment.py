@@ -57,7 +57,8 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             programs = taken = None
             if config.isolate:
                 taken = opened.enter_context(isolation.counting(before))
-            if not current or (candidates[0].mode, state["digest"]) != (current.mode, current.state["digest"]):
+            if not current or current.outdated or \
+                    (candidates[0].mode, state["digest"]) != (current.mode, current.state["digest"]):
                 programs = Programs(opened, link, current, config, state, taken)
                 programs.load(candidates[0])  # what fails shall fail before anything is changed
             changes: dict[str, Any] = {}
@@ -70,7 +71,7 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             put = False
             try:
                 said += nic.prepare(links, topology.stack(links, link), config.set_mtu, intend)
-                state["nic"] = nic.merged(state["nic"], changes)
+                state["nic"], state["mtu"] = nic.merged(state["nic"], changes), links.find(name).mtu
                 if taken:  # before there is anything to keep out
                     isolated, state["filter"] = isolation.isolate(link, kept.get("filter"), taken, intend)
                     said += isolated
@@ -104,6 +105,8 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
         changes.clear()
         stack = topology.stack(links, attached.link)
         said += nic.settle(stack, intend)
+        if attached.mode == "generic":
+            said += [f"{name}: warning: {line}" for line in topology.untagged(links, attached.link)]
         plan = spread.Plan(**state["spread"])
         said += nic.steer(stack, plan.cpus if plan.how == "rps" else (), state["nic"], intend)
         state["nic"] = nic.merged(state["nic"], changes)
@@ -198,9 +201,10 @@ def _attach(links: Links, link: Link, candidates: list[Candidate], programs: Pro
             return [*programs.said, *said,
                     f"{link.name}: {verb} ({candidate.mode}{frags}, program {bpf.program_info(program).id})"]
         except Refused as refused:
-            if replaced is not None:
+            held = refused.code in (errno.EBUSY, errno.EEXIST)
+            if replaced is not None and (held or candidate is candidates[-1]):
                 raise _not_replaced(link, refused) from None
-            if refused.code in (errno.EBUSY, errno.EEXIST):
+            if held:
                 if links.find(link.name).program_id is not None:
                     raise XdpErmError(f"{link.name}: somebody else attached an XDP program just now: try "
                                       "again") from None

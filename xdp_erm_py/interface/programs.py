@@ -52,13 +52,16 @@ class Candidate:
 
 
 def candidates_for(link: Link, current: Attachment | None, config: InterfaceConfig, mode: str) -> list[Candidate]:
-    """The best first. What is attached stays in its mode, if it may."""
+    """The best first. What is attached stays in its mode, if it may, and as it is; after a change of the MTU all is to
+    be seen again."""
+    outdated = current is not None and current.outdated is not None
     modes: tuple[str, ...] = (mode,)
     if mode == "auto":
-        modes = (link.mode,) if link.mode in ("native", "generic") else ("native", "generic")
+        stays = link.mode == "native" or (link.mode == "generic" and not outdated)
+        modes = (link.mode,) if stays and link.mode else ("native", "generic")
     candidates = []
     for each in modes:
-        if current and current.mode == each:
+        if current and current.mode == each and not outdated:
             ways = [current.state.get("frags", False)]
         else:
             # Drivers refuse an MTU whose frames need several pieces of memory to a program that does not take them so.

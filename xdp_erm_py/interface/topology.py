@@ -84,5 +84,15 @@ def starved(links: Links, link: Link) -> list[str]:
             "captures there" for other in above(links, link)]
 
 
+def untagged(links: Links, link: Link) -> list[str]:
+    """What is to be said of an interface whose frames have lost their VLAN tag before generic XDP sees them: the kernel
+    takes it off when they come to the interface below, and it travels beside them."""
+    parts = below(links, link) if link.kind not in (None, "vlan") else []
+    if not parts:
+        return []
+    return ["in generic mode a VLAN tag of the wrapping stays on the mirrored frame here: if the switches' ERM comes "
+            f"tagged, attach to {' or '.join(part.name for part in parts)}, and capture from there"]
+
+
 def _called(link: Link) -> str:
     return f"{link.kind} {link.name}" if link.kind else link.name
