@@ -70,10 +70,17 @@ def test_a_frame_that_is_altered_is_noticed(xdp, monkeypatch):
 def test_what_is_left_behind_is_noticed(xdp, monkeypatch):
     monkeypatch.setattr(module, "FAULTS", [Fault("nothing", lambda run: run.nap(0.3))])
     monkeypatch.setattr(Soak, "command", _all_but_detach(Soak.command))
-    monkeypatch.setattr(module, "SECONDS", 2)
+    monkeypatch.setattr(Soak, "leave", _impatiently(monkeypatch, Soak.leave))
     with pytest.raises(RuntimeError, match=r"waited 2 s in vain until program \d+ is gone"):
         soak(0, 1)
 
 
 def _all_but_detach(original):
     return lambda run, name, *rest, **named: None if name == "detach" else original(run, name, *rest, **named)
+
+
+def _impatiently(monkeypatch, original):
+    def leave(run, before):
+        monkeypatch.setattr(module, "SECONDS", 2)
+        original(run, before)
+    return leave
