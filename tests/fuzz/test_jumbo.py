@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import socket
 
-from frames import INNER, wrap
+from frames import INNER, SWITCH, wrap
 
 from fuzz.generator import LONGEST
 from xdp_erm_py.interface import attachment
@@ -13,9 +13,10 @@ from xdp_erm_py.lab import cable
 from xdp_erm_py.program.reference import decapsulate
 from xdp_erm_py.settings import InterfaceConfig
 
-SECONDS = 10  # for one frame
+SECONDS = 60  # for one frame
 FRAMES = 300
-CONFIG = InterfaceConfig(mode="generic", vlan="strip")  # a tag would come to the tap beside the frame
+# A tag would come to the tap beside the frame.
+CONFIG = InterfaceConfig(mode="generic", vlan="strip", depth=2, sources=(f"{SWITCH}/32",))
 
 
 def test_jumbo_frames(xdp, monkeypatch):
