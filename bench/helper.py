@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import itertools
+import os
 import re
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
+from xdp_erm_py.program import cache
 from xdp_erm_py.publish import DEFAULT_INTERVAL, events
 from xdp_erm_py.settings import InterfaceConfig
 
@@ -42,14 +44,22 @@ def run(directory: Path, quick: bool) -> list[Row]:
 
 
 def attaching(rounds: int) -> list[Row]:
-    attached, again, detached = [], [], []
+    """The command, with nothing kept of the compiler's and with all."""
+    took: dict[str, list[float]] = {}
     with Cable() as cable, cable.sensor.entered():
         for _ in range(rounds):
-            attached.append(_milliseconds(attachment.attach, SENSOR_INTERFACE, InterfaceConfig()))
-            again.append(_milliseconds(attachment.attach, SENSOR_INTERFACE, InterfaceConfig()))
-            detached.append(_milliseconds(attachment.detach, SENSOR_INTERFACE))
-    return [Row(GROUP, "attach", "ms", attached, "most of it is compiling"),
-            Row(GROUP, "attach, nothing to do", "ms", again), Row(GROUP, "detach", "ms", detached)]
+            with tempfile.TemporaryDirectory(prefix="xdp-erm-bench-") as directory:
+                environment = {**os.environ, cache.VARIABLE: f"{directory}/cache"}
+                for name, *words in (("attach, compiled", "attach"), ("swap, compiled", "attach", "--vlan=strip"),
+                                     ("swap", "attach"), ("attach, nothing to do", "attach"), ("detach", "detach"),
+                                     ("attach", "attach"), ("detach", "detach")):
+                    milliseconds = _milliseconds(_command, [*words, SENSOR_INTERFACE], environment)
+                    took.setdefault(name, []).append(milliseconds)
+    return [Row(GROUP, name, "ms", values, "the whole command") for name, values in took.items()]
+
+
+def _command(words: list[str], environment: dict[str, str]) -> None:
+    subprocess.run([sys.executable, XDP_ERM, *words], env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
 def swapping(directory: Path, swaps: int) -> list[Row]:

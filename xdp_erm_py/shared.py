@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
+from pathlib import Path
+from typing import Any
 
-# The C sources stand beside the package, in a checkout as in the .pyz.
-BPF_DIRECTORY = resources.files("xdp_erm_py").parent / "bpf"  # type: ignore[attr-defined]
+
+def _beside(name: str) -> Any:
+    """A directory beside the package, in a checkout as in the .pyz."""
+    directory = Path(__file__).parents[1] / name
+    if directory.is_dir():
+        return directory
+    from importlib import resources  # takes its time
+    return resources.files("xdp_erm_py").parent / name  # type: ignore[attr-defined]
+
+
+BPF_DIRECTORY = _beside("bpf")
 
 _header = (BPF_DIRECTORY / "shared.h").read_text()
 _numbers = {name: int(value) for name, value in re.findall(r"^#define (\w+) (\d+)$", _header, re.MULTILINE)}

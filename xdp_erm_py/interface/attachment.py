@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
+import os
 import time
 from typing import Any
 
@@ -47,7 +47,7 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             raise XdpErmError(f"{name}: {refused}")
         candidates = candidates_for(link, current, config, mode)
         kept: dict[str, Any] = current.state if current else {
-            "id": secrets.token_hex(8), "attached_at": now(),
+            "id": os.urandom(8).hex(), "attached_at": now(),
             "since_boot": time.clock_gettime(time.CLOCK_BOOTTIME), "nic": {}}
         before = current.maps if current else {}
         state = {"id": kept["id"], "version": __version__, "config": config.as_dict(),

@@ -9,10 +9,8 @@ import json
 import os
 import re
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import resources
 from typing import Any, NamedTuple
 
 from .. import shared
@@ -149,6 +147,8 @@ def _clang(request: str) -> dict[str, Any]:
     It runs in a process of its own, in which nothing of the caller's environment, directory and paths of modules
     counts, which may run out of memory, and which takes the compiler's 130 MB with it.
     """
+    import subprocess  # takes its time, as does what follows
+    from importlib import resources
     program = (resources.files("xdp_erm_py.program") / "clang.py").read_text()
     try:
         # Not subprocess.run(), which would kill it at Ctrl-C: it removes what it has put into /run, and ends.
