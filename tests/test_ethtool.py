@@ -27,6 +27,13 @@ def test_reading(cable, name):
     assert {feature: found[feature] for feature in common} == {feature: expected[feature] for feature in common}
 
 
+def test_queues(cable):
+    for number in (1, 2):
+        subprocess.run(["ethtool", "-L", SENSOR, "rx", str(number), "tx", "1"], check=False, timeout=60)
+        assert ethtool.channels(SENSOR) == [number, 1, 0, 0]
+    assert ethtool.channels("lo") is None
+
+
 def test_setting(cable):
     before = said(SENSOR)
     for on in (True, False):

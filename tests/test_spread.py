@@ -545,6 +545,16 @@ def test_after_a_change_of_the_mtu_all_is_seen_again(jumbo):
         assert find(links, SENSOR_INTERFACE).outdated is None
 
 
+def test_after_a_change_of_queues_all_is_seen_again(cable):
+    attached(InterfaceConfig())
+    subprocess.run(["ethtool", "-L", SENSOR_INTERFACE, "rx", "2", "tx", "2"], check=True, timeout=TIMEOUT)
+    with Links() as links:
+        assert find(links, SENSOR_INTERFACE).outdated == "its numbers of queues were changed"
+    assert any("swapped the program (native, program" in line for line in attached(InterfaceConfig()))
+    with Links() as links:
+        assert find(links, SENSOR_INTERFACE).outdated is None
+
+
 def mtu_is_too_large(monkeypatch: pytest.MonkeyPatch, modes: tuple[str, ...] = ("native",)) -> None:
     """The driver refuses programs that do not take frames in several pieces, or any in native mode."""
     attach = Links.attach

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from ..kernel import bpf
 from ..kernel.links import Link, Links
 from ..program import compiler
+from . import nic
 
 STATE_MAP = "xdp_erm_state"
 _STATE_KEY = bytes(4)
@@ -33,8 +34,8 @@ class Attachment:
     """id (of the attachment: swaps keep it), version, digest, config, attached_at, since_boot (the same moment in
     seconds since boot), spread (a spread.Plan), frags (whether it takes frames in several pieces of memory), filter
     (that it relies on, see isolation.py), why_generic (the mode, where native was to be tried; None: it was not),
-    mtu (the interface's, in bytes above the Ethernet header), received (what interface and program had counted at
-    first, see running.py), nic (what was changed for it, see nic.py)"""
+    mtu (the interface's, in bytes above the Ethernet header), channels (its queues, see nic.py), received (what
+    interface and program had counted at first, see running.py), nic (what was changed for it, see nic.py)"""
     maps: dict[str, int]
     """The program's maps: ids by name."""
 
@@ -52,10 +53,13 @@ class Attachment:
     def outdated(self) -> str | None:
         """What has changed on the interface since, so that another way to attach may be due; None: nothing.
 
-        After a change of the MTU some drivers do not run the program any more, and say nothing.
+        After a change of the MTU or of queues some drivers do not run the program any more, and say nothing.
         """
         then = self.state.get("mtu")  # None: put there by an earlier version
-        return None if then in (None, self.link.mtu) else f"its MTU was changed from {then} to {self.link.mtu}"
+        if then not in (None, self.link.mtu):
+            return f"its MTU was changed from {then} to {self.link.mtu}"
+        queues = self.state.get("channels")  # None: likewise, or the driver does not tell
+        return None if queues in (None, nic.channels(self.link)) else "its numbers of queues were changed"
 
 
 def undisturbed(look: Callable[[], Seen]) -> Seen:
@@ -119,6 +123,7 @@ def _state(value: bytes) -> dict[str, Any] | None:
             plausible &= type(relied.get("balance")) in (int, type(None))
         plausible &= type(state.get("why_generic")) in (str, type(None))
         plausible &= type(state.get("mtu")) in (int, type(None))
+        plausible &= type(state.get("channels")) in (list, type(None))
         received = state.get("received")
         if received:
             plausible &= all(type(number) is int for number in received.values())

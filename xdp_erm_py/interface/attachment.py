@@ -72,6 +72,7 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             try:
                 said += nic.prepare(links, topology.stack(links, link), config.set_mtu, intend)
                 state["nic"], state["mtu"] = nic.merged(state["nic"], changes), links.find(name).mtu
+                state["channels"] = nic.channels(link)
                 if taken:  # before there is anything to keep out
                     isolated, state["filter"] = isolation.isolate(link, kept.get("filter"), taken, intend)
                     said += isolated

@@ -8,9 +8,10 @@ before and after, and the same of interfaces below by their numbers. Undoing ski
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..errors import XdpErmError
@@ -224,19 +225,27 @@ def _active(features: dict[str, Feature], names: Iterable[str]) -> tuple[list[st
     return movable, [name for name in on if name not in movable]
 
 
+def channels(link: Link) -> list[int] | None:
+    """How many queues it has, see ethtool.py; None: the driver does not tell."""
+    with _explained(link, "its queues cannot be counted"):
+        return ethtool.channels(link.name)
+
+
 def _features(link: Link) -> dict[str, Feature]:
-    try:
+    with _explained(link, "its offloads cannot be read"):
         return ethtool.features(link.name)
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            raise gone(link.name) from None
-        raise XdpErmError(f"{link.name}: its offloads cannot be read: {error.strerror}") from None
 
 
 def _set(link: Link, values: dict[str, bool]) -> None:
-    try:
+    with _explained(link, "its offloads cannot be set"):
         ethtool.set_features(link.name, values)
+
+
+@contextlib.contextmanager
+def _explained(link: Link, what: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise gone(link.name) from None
-        raise XdpErmError(f"{link.name}: its offloads cannot be set: {error.strerror}") from None
+        raise XdpErmError(f"{link.name}: {what}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Offload features and statistics of an interface, as `ethtool -k`, `-K` and `-S` have them (uapi linux/ethtool.h).
+"""Features, queues and statistics of an interface, as `ethtool -k`, `-K`, `-l`, `-S` have them (uapi linux/ethtool.h).
 
 Not by pyroute2: importing it takes twice as long as all the rest of attaching, and 25 MB.
 """
@@ -13,7 +13,7 @@ import struct
 from typing import NamedTuple
 
 _SIOCETHTOOL = 0x8946
-_GSTRINGS, _GSTATS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x1B, 0x1D, 0x37, 0x3A, 0x3B
+_GSTRINGS, _GSTATS, _GSSET_INFO, _GFEATURES, _SFEATURES, _GCHANNELS = 0x1B, 0x1D, 0x37, 0x3A, 0x3B, 0x3C
 _SS_STATS, _SS_FEATURES = 1, 4  # the sets of strings that are the statistics' and the features' names
 _NAME_LENGTH = 32
 
@@ -35,6 +35,18 @@ def features(name: str) -> dict[str, Feature]:
             bit = 1 << index % 32
             found[feature] = Feature(bool(active & bit), bool(available & ~never_changed & bit))
         return found
+
+
+def channels(name: str) -> list[int] | None:
+    """How many queues interface `name` has: receiving, sending, other, combined; None: its driver does not tell."""
+    with _Interface(name) as interface:
+        try:
+            answer = interface.request(struct.pack("=I", _GCHANNELS), 32)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return None
+            raise
+        return list(struct.unpack_from("=4I", answer, 20))
 
 
 def set_features(name: str, values: dict[str, bool]) -> None:
