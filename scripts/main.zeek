@@ -78,6 +78,8 @@ export {
 		others: table[string] of count;
 		## The sessions that sent something in the interval.
 		sessions: vector of Session;
+		## Alternative names of the interface, by which Zeek may capture from it.
+		other_names: vector of string &optional;
 	};
 
 	## A sender of ERM from or to addresses that are not on the allow lists.

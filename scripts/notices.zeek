@@ -56,6 +56,9 @@ export {
 	option truncated_share: double = 0.01;
 }
 
+# The names by which interfaces are reported, by their alternative ones.
+global reported_names: table[string, string] of string &write_expire=1day;
+
 # A node saw a flow of ERM datagrams that begins `start`, on the interface `iface` of `host`.
 global undecapsulated: event(start: time, host: string, iface: string, id: conn_id);
 
@@ -157,6 +160,10 @@ function check_whether_it_runs(r: Report)
 hook reported(r: Report)
 	{
 	reporting[r$host, r$interface] = r$attached_at;
+	if ( r?$other_names )
+		for ( _, name in r$other_names )
+			reported_names[r$host, name] = r$interface;
+
 	check_whether_it_runs(r);
 	local senders = take_foremost(r);
 
@@ -236,6 +243,9 @@ hook program_detached(ts: time, host: string, interface: string, present: bool)
 
 event undecapsulated(start: time, host: string, iface: string, id: conn_id)
 	{
+	if ( [host, iface] in reported_names )
+		iface = reported_names[host, iface];
+
 	# Flows that are as old as the program may have begun without it.
 	if ( [host, iface] !in reporting || start < reporting[host, iface] + 5sec )
 		return;

@@ -50,8 +50,8 @@ def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, 
     sessions = [] if session is None else [
         {"source": "198.51.100.1", "source_port": 5, "packets": session, "bytes": 100 * session,
          "last_seen": "2023-11-14T22:13:21.500Z"}]
-    return {"name": "lo", "ifindex": ifindex, "mode": "native", "program_id": 1, "id": id_, "attached_at": attached_at,
-            "config": {}, "counters": counted, "sessions": sessions,
+    return {"name": "lo", "other_names": ["loop\x1b"], "ifindex": ifindex, "mode": "native", "program_id": 1, "id": id_,
+            "attached_at": attached_at, "config": {}, "counters": counted, "sessions": sessions,
             "foreign": [{"source": source, "packets": count, "bytes": 100 * count, "last_seen": ATTACHED_AT}
                         for source, count in (foreign or {}).items()],
             "cpus": {str(cpu): {"steered": 1000, "dropped": dropped} for cpu, dropped in enumerate(queue_drops)},
@@ -62,7 +62,7 @@ class Report:
     """The report in a message, taken apart by the field order of XDP_ERM::Report."""
 
     FIELDS = ("version", "sequence", "ts", "host", "interface", "mode", "attached_at", "ts_delta", "verdicts", "notes",
-              "others", "sessions")
+              "others", "sessions", "other_names")
 
     def __init__(self, text: str) -> None:
         decoded = events.decode(text)
@@ -123,7 +123,8 @@ def test_first_report_counts_since_the_attachment(ends: Path) -> None:
     message, = Reporter(HOST, ends, Readings(reading(10, other=3, session=9))).collect()
     report = Report(message.text)
     assert report.types == ["count", "count", "timestamp", "string", "string", "string", "timestamp", "timespan",
-                            "table", "table", "table", "vector"]
+                            "table", "table", "table", "vector", "vector"]
+    assert [name["data"] for name in report["other_names"]] == [r"loop\x1b"]
     assert report.packets == {"decapsulated": 10, "other": 3}
     assert report.sessions == [["198.51.100.1", "5/udp", 9, 900, "2023-11-14T22:13:21.500"]]
     assert (report["host"], report["interface"], report["mode"]) == (HOST, "lo", "native")

@@ -205,6 +205,7 @@ class Reporter:
             events.table({note: _pair(counted[note]) for note in shared.NOTES}),
             events.table({name: events.count(value) for name, value in others.items() if value is not None}),
             events.vector(_sessions(interface["sessions"], begin["sessions"])),
+            events.vector(events.string(printable(other)) for other in interface["other_names"]),
         ]))
         _remember(self._made, name, end)
         return Message.pack(name, sequence, text, end,

@@ -1,4 +1,5 @@
-# @TEST-DOC: The real command's counts are logged; ERM on a port that XDP was not told of is noticed and analysed.
+# @TEST-DOC: The real command's counts are logged; ERM on a port that XDP was not told of is noticed and analysed. All by an
+# alternative name of the interface.
 #
 # @TEST-REQUIRES: test $(id -u) -eq 0
 # @TEST-REQUIRES: python3 -c 'import bcc, scapy.all, websockets'
@@ -35,8 +36,9 @@ sysctl -qw net.ipv6.conf.erm0.disable_ipv6=1 net.ipv6.conf.erm1.disable_ipv6=1
 ip link set erm0 up mtu 1600
 ip link set erm1 up mtu 1600
 xdp_erm="python3 -m xdp_erm_py"
-$xdp_erm attach erm0 --port 9999
-zeek -C -i af_packet::erm0 $XDP_ERM "$1" &
+ip link property add dev erm0 altname mirror0
+$xdp_erm attach mirror0 --port 9999
+zeek -C -i af_packet::mirror0 $XDP_ERM "$1" &
 zeek=$!
 $xdp_erm publish --interval 1 --pid-file ./pid &
 publisher=$!
