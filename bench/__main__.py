@@ -12,9 +12,9 @@ from pathlib import Path
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.privileges import require_to_change
 
-from . import alternatives, balance, cost, helper, load, table, zeek
+from . import alternatives, balance, cost, helper, load, table, way, zeek
 
-GROUPS = {"cost": cost.run, "balance": balance.run, "alternatives": alternatives.run, "zeek": zeek.run,
+GROUPS = {"cost": cost.run, "way": way.run, "balance": balance.run, "alternatives": alternatives.run, "zeek": zeek.run,
           "helper": helper.run}
 
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from xdp_erm_py.interface import attachment
+from xdp_erm_py.interface import attachment, nic
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab import generate
@@ -27,6 +27,7 @@ from xdp_erm_py.program import compiler
 from xdp_erm_py.program.module import Module
 from xdp_erm_py.settings import InterfaceConfig
 
+from . import bare
 from .load import FLOWS, GENERATOR_CPU, Load, Members, Reached, let_in_without_xdp, reached, sent
 from .table import Row
 
@@ -51,11 +52,16 @@ SIZE = 512  # bytes of the mirrored frame
 SPREAD = (1, 2, 4)  # CPUs
 
 
-def arrangements() -> dict[str, InterfaceConfig | None]:
+#: An arrangement: a program that does the least there is to do.
+BARE = "bare"
+
+
+def arrangements() -> dict[str, InterfaceConfig | str | None]:
     """By name; None: without XDP."""
     # The generator's CPU comes last, as it has work already.
     cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (cpu == GENERATOR_CPU, cpu))
-    found = {"no XDP": None, "xdp-erm none": InterfaceConfig()}
+    found: dict[str, InterfaceConfig | str | None] = {
+        "no XDP": None, "bare strip": BARE, "xdp-erm none": InterfaceConfig()}
     for how in ("rps", "cpumap"):
         for count in SPREAD:
             if count <= len(cpus):
@@ -85,11 +91,15 @@ def cases() -> list[Case]:
 
 
 @contextlib.contextmanager
-def arranged(config: InterfaceConfig | None) -> Iterator[Cable]:
-    """A cable whose sensor's end is ready for the load: xdp-erm attached, or nothing."""
+def arranged(config: InterfaceConfig | str | None) -> Iterator[Cable]:
+    """A cable whose sensor's end is ready for the load: xdp-erm attached, the bare strip, or nothing."""
     with Cable() as cable:
         with cable.sensor.entered():
-            if config:
+            if config == BARE:
+                with bare.loaded() as program, Links() as links:
+                    nic.prepare(links, [links.find(SENSOR_INTERFACE)], False, lambda _: None)
+                    links.attach(links.find(SENSOR_INTERFACE), program, "native")
+            elif isinstance(config, InterfaceConfig):
                 attachment.attach(SENSOR_INTERFACE, config)
             else:
                 let_in_without_xdp()

@@ -24,9 +24,10 @@ from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.namespace import Namespace
 from xdp_erm_py.lab.traffic import encapsulate
 from xdp_erm_py.program import compiler
-from xdp_erm_py.program.module import Module
+from xdp_erm_py.program.module import Function, Module
 from xdp_erm_py.settings import InterfaceConfig
 
+from . import bare
 from .load import Members
 from .table import Row
 
@@ -84,7 +85,8 @@ def cases() -> dict[str, Case]:
     nested, deep = frame, dataclasses.replace(quiet, depth=3, sources=("198.51.100.0/24",))
     found = {
         NO_OP: Case("", frame, quiet, ()),
-        "bare 54-byte strip": Case("bpf_xdp_adjust_head(ctx, 54);", frame, quiet, ()),
+        "54 bytes taken off without a look": Case("bpf_xdp_adjust_head(ctx, 54);", frame, quiet, ()),
+        "bare strip": Case(bare.STATEMENT, frame, quiet, ()),
         "strip": Case(call, frame, quiet),
         "strip + VLAN": Case(call, frame, restore),
         "strip + isolation": Case(call, frame, dataclasses.replace(quiet, isolate=True)),
@@ -127,13 +129,17 @@ class Loaded:
         source = compiler.source(compiler.SOURCE)
         source = source.replace(f"int {compiler.PROGRAM}(", f"static __always_inline int {compiler.PROGRAM}(")
         source += HARNESS % {"words": case.headers // 8, "statement": case.statement, "end": case.end}
-        self._module = Module(compiler.compiled(source, compiler.flags(case.config, case.variant)))
+        compiled = compiler.compiled(source, compiler.flags(case.config, case.variant))
+        self._module = Module(compiled)
         compiler.fill(self._module, case.config, case.variant)
         for cpu in case.variant.cpus:
             # A queue without a program. Nothing comes into it: the harness drops what has been handed over.
             bpf.update(self._module.maps["cpus"], struct.pack("=I", cpu), struct.pack("=Ii", 64, 0))
         bpf.update(self._module.maps["original"], bytes(4), case.frame[:case.headers])
         self.program = self._module.load_xdp("bench", case.variant.frags)
+        #: How many instructions there are, and how many calls of helpers, map look-ups that newer kernels put in their
+        #: place included.
+        self.instructions, self.calls = _size(compiled.functions["bench"])
         self._frame = case.frame
 
     def close(self) -> None:
@@ -151,6 +157,13 @@ class Loaded:
                 values = counters.lookup(struct.pack("=I", index)) or []
                 found[name] = sum(int(struct.unpack_from("=Q", value)[0]) for value in values)
         return {name: packets for name, packets in found.items() if packets}
+
+
+def _size(function: Function) -> tuple[int, int]:
+    """Instructions, and calls of helpers among them (BPF_JMP | BPF_CALL, from no register)."""
+    calls = sum(function.instructions[place:place + 2] == b"\x85\0"
+                for place in range(0, len(function.instructions), 8))
+    return len(function.instructions) // 8, calls
 
 
 @contextlib.contextmanager
@@ -178,6 +191,7 @@ def run(directory: Path, quick: bool) -> list[Row]:
     measured: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         made = {name: stack.enter_context(loaded(case)) for name, case in cases().items()}
+        sizes = {name: (case.instructions, case.calls) for name, case in made.items()}
         for _ in range(rounds):
             for name, case in made.items():
                 with receiver(directory) if name == ON_THE_WAY else contextlib.nullcontext():
@@ -190,7 +204,9 @@ def run(directory: Path, quick: bool) -> list[Row]:
             rows.append(Row(GROUP, f"{name} to a member's ring", "ns", values, "as by default, no driver's work"))
         else:
             noop = measured[NO_OP if cases()[name].headers == HEADERS else NESTED_NO_OP]
-            rows.append(Row(GROUP, name, "ns over no-op", [value - least for value, least in zip(values, noop)]))
+            more, calls = (now - then for now, then in zip(sizes[name], sizes[NO_OP]))
+            rows.append(Row(GROUP, name, "ns over no-op", [value - least for value, least in zip(values, noop)],
+                            f"{more} instructions, {calls} calls"))
     default = next(row for row in rows if row.name == DEFAULT)
     share = [100 * cost / way for cost, way in zip(default.values, measured[ON_THE_WAY])]
     rows.append(Row(GROUP, "the program's share of the way", "%", share))

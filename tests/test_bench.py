@@ -15,10 +15,10 @@ from typing import NamedTuple
 import pytest
 from machine import needs_zeek
 
-from bench import alternatives, balance, cost, helper, load, table, zeek
+from bench import alternatives, balance, cost, helper, load, table, way, zeek
 from bench.__main__ import main
 from xdp_erm_py import lab
-from xdp_erm_py.interface import attached
+from xdp_erm_py.interface import attached, isolation
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
@@ -58,6 +58,16 @@ def test_the_whole_way_ends_in_the_members_ring(programs: Path) -> None:
         reading = load.settled(member)
     assert sum(reading.packets) + reading.ring_drops == 5000
     assert reading.wrapped == 0
+
+
+@pytest.mark.parametrize("name", way.ways())
+def test_the_whole_way_is_what_its_row_says(xdp: None, name: str) -> None:
+    each = way.ways()[name]
+    with way.stack(each.isolated) as (namespace, taken), cost.loaded(each.case) as loaded, namespace.entered():
+        loaded.nanoseconds(1000)
+        assert loaded.counted() == dict.fromkeys(each.case.counters, 1000)
+        marked = each.isolated and each.case.config.isolate
+        assert isolation.taken(taken) == (1000 if marked else 0, 0)
 
 
 # How many packets reach members
@@ -195,13 +205,13 @@ def quick(xdp: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
         patch.setattr(sys, "argv", words)
         patch.setattr(cost, "cases", lambda: costs)
-        patch.setattr(balance, "ARRANGEMENTS", dict(list(balance.ARRANGEMENTS.items())[:2]))
+        patch.setattr(balance, "ARRANGEMENTS", dict(list(balance.ARRANGEMENTS.items())[:3]))
         patch.setattr(balance, "MEMBERS", balance.MEMBERS[:2])
         patch.setattr(zeek, "CASES", zeek.CASES[:1])
         patch.setattr(alternatives, "WAYS", dict(list(alternatives.WAYS.items())[:1]))
         main()
-        names = [*costs, *(case.name for case in balance.cases()), *alternatives.WAYS, zeek.CASES[0].name, "attach",
-                 "publisher, CPU"]
+        names = [*costs, *(f"the whole way, {name}" for name in way.ways()), *(case.name for case in balance.cases()),
+                 *alternatives.WAYS, zeek.CASES[0].name, "attach", "publisher, CPU"]
     yield Quick(output.getvalue(), json.loads(result.read_text())["rows"], picture, names)
 
 
