@@ -28,6 +28,7 @@ from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.namespace import Namespace
 from xdp_erm_py.lab.traffic import synthetic
+from xdp_erm_py.program import cache
 from xdp_erm_py.settings import InterfaceConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -97,7 +98,7 @@ def test_interface_down_and_up(cable):
     assert decapsulates(cable)
     change(SENSOR, state="down")
     assert counted() == 50
-    attachment.attach(SENSOR, InterfaceConfig(mode="native", vlan="tagged"))  # a swap while it is down
+    attachment.attach(SENSOR, InterfaceConfig(mode="native", sessions=False))  # a swap while it is down
     change(SENSOR, state="up")
     cable.wait_for_carrier()
     assert decapsulates(cable)
@@ -261,12 +262,21 @@ FULL = "mount -t tmpfs -o size=4k full /run && { dd if=/dev/zero of=/run/fill bs
 LOCK_REFUSED = "the lock /run/xdp-erm.lock cannot be opened: Read-only file system"
 
 
-@pytest.mark.parametrize("prepare, attaching, reason", [
-    ("mount -t tmpfs -o ro empty /run", LOCK_REFUSED, LOCK_REFUSED),
-    (FULL, "the headers cannot be written to /run: No space left on device",
-     "/run/xdp-erm.journal cannot be written: No space left on device")], ids=["read-only", "full"])
-def test_a_run_that_takes_nothing(cable, prepare, attaching, reason):
+JOURNAL_REFUSED = "/run/xdp-erm.journal cannot be written: No space left on device"
+
+
+@pytest.mark.parametrize("kept, prepare, attaching, reason", [
+    (True, "mount -t tmpfs -o ro empty /run", LOCK_REFUSED, LOCK_REFUSED),
+    (True, FULL, JOURNAL_REFUSED, JOURNAL_REFUSED),
+    (False, FULL, "the headers cannot be written to /run: No space left on device", JOURNAL_REFUSED),
+], ids=["read-only", "full", "full and nothing compiled before"])
+def test_a_run_that_takes_nothing(cable, monkeypatch, kept, prepare, attaching, reason):
     before = everything()
+    if kept:
+        attachment.attach(SENSOR, InterfaceConfig())
+        attachment.detach(SENSOR)
+    else:
+        monkeypatch.setenv(cache.VARIABLE, "/nowhere/cache")
     done = in_a_mount_namespace(prepare, "attach", SENSOR)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"xdp-erm: {attaching}\n")
     assert everything() == before

@@ -31,96 +31,134 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
     says otherwise or an offload that came on with the program cannot be turned off. `force` replaces another's program.
     """
     require_to_change()
-    with exclusive() as journal, Links() as links:
+    with exclusive() as journal, Links() as links, contextlib.ExitStack() as opened:
         link, mended = _mend(journal, links, name)
-        name = link.name
-        current = attachment_of(link)
+        attaching = _Attaching(journal, links, opened, link, config)
+        attaching.said += mended
+        attaching.choose(force)
+        try:
+            attaching.change()
+        except BaseException as error:  # Ctrl-C as well
+            attaching.change_back()
+            if isinstance(error, OSError):
+                raise XdpErmError(f"{link.name}: not attached: {error.strerror}") from error
+            raise
+        attaching.settle()
+        return attaching.said
+
+
+class _Attaching:
+    """An interface on its way to be attached: what is attached now, what is to be, and what was changed for it."""
+
+    def __init__(self, journal: Journal, links: Links, opened: contextlib.ExitStack, link: Link,
+                 config: InterfaceConfig) -> None:
+        self._journal, self._links, self._opened, self._link, self._config = journal, links, opened, link, config
+        self._current = attachment_of(link)
+        self._kept: dict[str, Any] = self._current.state if self._current else {
+            "id": os.urandom(8).hex(), "attached_at": now(),
+            "since_boot": time.clock_gettime(time.CLOCK_BOOTTIME), "nic": {}}
+        self._maps = self._current.maps if self._current else {}
+        self._state: dict[str, Any] = {}
+        self._candidates: list[Candidate] = []
+        self._programs: Programs | None = None
+        """None: what is attached does."""
+        self._taken: bpf.Map | None = None
+        self._changes: dict[str, Any] = {}
+        self._isolated: list[str] = []
+        self._put = False
+        #: A line for each thing that was done.
+        self.said: list[str] = []
+
+    def choose(self, force: bool) -> None:
+        """The ways to attach that the driver may take. What fails here fails before anything is changed."""
+        link, config, current = self._link, self._config, self._current
         if link.program_id is not None and current is None and not force:
             raise foreign(link)
         topology.check(link)
-        said = mended if link.program_id is not None else [*mended, *topology.conflicts(links, link)]
-        mode, why_generic = _mode(links, link, current, config)
+        if link.program_id is None:
+            self.said += topology.conflicts(self._links, link)
+        mode, why_generic = _mode(self._links, link, current, config)
         if why_generic:
-            said.append(f"{name}: {why_generic}: using generic mode, which is slower")
+            self.said.append(f"{link.name}: {why_generic}: using generic mode, which is slower")
         refused = bpf_refused()
         if refused:
-            raise XdpErmError(f"{name}: {refused}")
-        candidates = candidates_for(link, current, config, mode)
-        kept: dict[str, Any] = current.state if current else {
-            "id": os.urandom(8).hex(), "attached_at": now(),
-            "since_boot": time.clock_gettime(time.CLOCK_BOOTTIME), "nic": {}}
-        before = current.maps if current else {}
-        state = {"id": kept["id"], "version": __version__, "config": config.as_dict(),
-                 "attached_at": kept["attached_at"], "since_boot": kept.get("since_boot"), "nic": kept["nic"],
-                 "why_generic": why_generic or kept.get("why_generic"), **candidates[0].state}
-        with contextlib.ExitStack() as opened:
-            programs = taken = None
-            if config.isolate:
-                taken = opened.enter_context(isolation.counting(before))
-            if not current or current.outdated or \
-                    (candidates[0].mode, state["digest"]) != (current.mode, current.state["digest"]):
-                programs = Programs(opened, link, current, config, state, taken)
-                programs.load(candidates[0])  # what fails shall fail before anything is changed
-            changes: dict[str, Any] = {}
+            raise XdpErmError(f"{link.name}: {refused}")
+        self._candidates = candidates_for(link, current, config, mode)
+        best = self._candidates[0]
+        self._state = {**{key: self._kept.get(key) for key in ("id", "attached_at", "since_boot", "nic")},
+                       "version": __version__, "config": config.as_dict(),
+                       "why_generic": why_generic or self._kept.get("why_generic"), **best.state}
+        if config.isolate:
+            self._taken = self._opened.enter_context(isolation.counting(self._maps))
+        if not current or current.outdated or \
+                (best.mode, best.state["digest"]) != (current.mode, current.state["digest"]):
+            self._programs = Programs(self._opened, link, current, config, self._state, self._taken)
+            self._programs.load(best)
 
-            def intend(more: dict[str, Any]) -> None:
-                changes.update({**more, **nic.merged(changes, more)})
-                journal.begin(link, changes)
+    def change(self) -> None:
+        """The NIC, the filter, the program, in this order."""
+        links, link, state = self._links, self._link, self._state
+        self.said += nic.prepare(links, topology.stack(links, link), self._config.set_mtu, self._intend)
+        state["nic"] = nic.merged(state["nic"], self._changes)
+        state["channels"], state["mtu"] = nic.channels(link), links.find(link.name).mtu
+        if self._taken:  # before there is anything to keep out
+            self._isolated, state["filter"] = isolation.isolate(link, self._kept.get("filter"), self._taken,
+                                                                self._intend)
+            self.said += self._isolated
+        if self._programs:
+            self.said += _put(self._opened, links, link, self._current, self._candidates, self._programs)
+            self._put = True
+        if self._config.isolate:
+            isolation.retire(link)
+            self.said += [f"{link.name}: warning: {line}" for line in topology.starved(links, link)]
+        else:
+            self.said += isolation.release(link)
 
-            isolated: list[str] = []
-            put = False
-            try:
-                said += nic.prepare(links, topology.stack(links, link), config.set_mtu, intend)
-                state["nic"], state["mtu"] = nic.merged(state["nic"], changes), links.find(name).mtu
-                state["channels"] = nic.channels(link)
-                if taken:  # before there is anything to keep out
-                    isolated, state["filter"] = isolation.isolate(link, kept.get("filter"), taken, intend)
-                    said += isolated
-                if programs:
-                    said += _put(opened, links, link, current, candidates, programs)
-                    put = True
-                if config.isolate:
-                    isolation.retire(link)
-                    said += [f"{name}: warning: {line}" for line in topology.starved(links, link)]
-                else:
-                    said += isolation.release(link)
-            except BaseException as error:  # Ctrl-C as well
-                with contextlib.suppress(XdpErmError):  # the interface may be gone; the first error is the one to tell
-                    if isolated and not put:  # else it is what the attached program relies on
-                        isolation.withdraw(link)
-                    nic.restore(links, links.find(name), changes)
-                journal.end(link)
-                if isinstance(error, OSError):
-                    raise XdpErmError(f"{name}: not attached: {error.strerror}") from error
-                raise
-        journal.end(link)  # it is in the program's state now
+    def change_back(self) -> None:
+        """What change() has done before it failed."""
+        with contextlib.suppress(XdpErmError):  # the interface may be gone; the first error is the one to tell
+            if self._isolated and not self._put:  # else it is what the attached program relies on
+                isolation.withdraw(self._link)
+            nic.restore(self._links, self._links.find(self._link.name), self._changes)
+        self._journal.end(self._link)
+
+    def settle(self) -> None:
+        """What can be done and known only now that the program is attached."""
+        links, name = self._links, self._link.name
+        self._journal.end(self._link)  # it is in the program's state now
         attached = find(links, name)
         if attached is None:
             raise XdpErmError(f"{name}: somebody else took the program off at once")
-        if programs:
-            state = attached.state
-        else:
-            said.append(f"{name}: already attached ({attached.mode}, program {attached.program_id})")
-        known = None if programs else kept.get("received")
+        state = attached.state if self._programs else self._state
+        if not self._programs:
+            self.said.append(f"{name}: already attached ({attached.mode}, program {attached.program_id})")
+        known = None if self._programs else self._kept.get("received")
         state["received"] = known or running.baseline(links, attached)
-        changes.clear()
+        self._changes.clear()
         stack = topology.stack(links, attached.link)
-        said += nic.settle(stack, intend)
+        self.said += nic.settle(stack, self._intend)
         if attached.mode == "generic":
-            said += [f"{name}: warning: {line}" for line in topology.untagged(links, attached.link)]
+            self.said += [f"{name}: warning: {line}" for line in topology.untagged(links, attached.link)]
         plan = spread.Plan(**state["spread"])
-        said += nic.steer(stack, plan.cpus if plan.how == "rps" else (), state["nic"], intend)
-        state["nic"] = nic.merged(state["nic"], changes)
-        if config.spread != "none":
-            said.append(plan.line(link))
-        if config.isolate and (isolated or any(before.get(name) != attached.maps.get(name) for name in stats.BALANCED)):
+        self.said += nic.steer(stack, plan.cpus if plan.how == "rps" else (), state["nic"], self._intend)
+        state["nic"] = nic.merged(state["nic"], self._changes)
+        if self._config.spread != "none":
+            self.said.append(plan.line(self._link))
+        counts_anew = any(self._maps.get(each) != attached.maps.get(each) for each in stats.BALANCED)
+        if self._config.isolate and (self._isolated or counts_anew):
             state["filter"]["balance"] = stats.balance(attached)
         with bpf.Map.by_id(attached.maps[STATE_MAP]) as state_map:
             write_state(state_map, state)
-        journal.end(link)
+        self._journal.end(self._link)
         attached.state = state
-        missed = running.unseen(links, attached, _PATIENCE, 1 if programs else running.SUSPECTED)
-        return [*said, f"{name}: warning: {running.told(attached, missed)}"] if missed else said
+        missed = running.unseen(links, attached, _PATIENCE, 1 if self._programs else running.SUSPECTED)
+        if missed:
+            self.said.append(f"{name}: warning: {running.told(attached, missed)}")
+
+    def _intend(self, more: dict[str, Any]) -> None:
+        """Notes what is about to be changed, for the next command in case that this one is killed."""
+        self._changes.update({**more, **nic.merged(self._changes, more)})
+        self._journal.begin(self._link, self._changes)
 
 
 def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:
