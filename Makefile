@@ -6,6 +6,7 @@
 # make fuzz      compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
 # make soak      all faults at random under traffic, with exact books (root); SOAK="--minutes 10 --seed 1"
 # make bench     measure costs, gains and alternatives (root); BENCH="--quick --only cost balance --json FILE --plot FILE"
+# make pictures  make the documentation's pictures anew, with what is counted and balanced now (root)
 # make clean     remove what the other targets made here
 
 PYTHON := /usr/bin/python3
@@ -26,7 +27,7 @@ IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$(ZEEK)/bin:/usr/sbin:/usr/bin:/sbin:/bin
 PYTEST := $(IN_VENV) -m pytest --numprocesses=2 --dist=loadgroup
 TEST :=
 
-.PHONY: demo check test nightly fuzz soak bench runtime clean
+.PHONY: demo check test nightly fuzz soak bench pictures runtime clean
 
 demo: runtime
 	bin/xdp-erm lab
@@ -50,6 +51,11 @@ soak: $(VENV)/ready
 bench:
 	@tools/apt-install $(RUNTIME_PACKAGES) $(BENCH_PACKAGES)
 	PATH=/usr/sbin:/usr/bin:/sbin:/bin $(PYTHON) -m bench $(BENCH)
+
+pictures: runtime
+	bin/xdp-erm lab --sessions 1 --packets 4000 > docs/lab.txt
+	$(PYTHON) docs/pictures.py
+	PYTHONPATH=. $(PYTHON) docs/screen.py
 
 runtime:
 	@tools/apt-install $(RUNTIME_PACKAGES)

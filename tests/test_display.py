@@ -45,7 +45,7 @@ def test_counters(terminal):
 
 
 def test_rates(terminal):
-    terminal.print(display._rates([reading()], {}, 1.0))
+    terminal.print(display.rate_tables([reading()], {}, 1.0))
     check(terminal)
 
 

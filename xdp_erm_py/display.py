@@ -195,7 +195,7 @@ def watch(name: str | None, seconds: float, as_json: bool) -> int:
         before: dict[int, dict[str, Any]] = {}
         with Live(Text("reading ..."), console=_console(), screen=True, auto_refresh=False) as live:
             for elapsed, interfaces in readings:
-                live.update(_rates(_printable(interfaces), before, elapsed), refresh=True)
+                live.update(rate_tables(_printable(interfaces), before, elapsed), refresh=True)
                 before = {interface["ifindex"]: interface for interface in interfaces}
     else:
         before = {}
@@ -227,7 +227,9 @@ def _rate(interface: dict[str, Any], before: dict[str, Any] | None, counter: str
     return max(0.0, counted / elapsed)
 
 
-def _rates(interfaces: list[dict[str, Any]], before: dict[int, dict[str, Any]], elapsed: float) -> RenderableType:
+def rate_tables(interfaces: list[dict[str, Any]], before: dict[int, dict[str, Any]],
+                elapsed: float) -> RenderableType:
+    """A reading beside the one `before` it, by the interfaces' indices, `elapsed` seconds earlier."""
     parts: list[RenderableType] = [Text(f"xdp-erm  {datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC   Ctrl-C ends",
                                         style="dim"), Text()]
     if not interfaces:

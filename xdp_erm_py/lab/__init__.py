@@ -25,7 +25,7 @@ from .cable import SENSOR_INTERFACE, Cable
 from .capture import captured
 from .fanout import FanoutWorkers, Result
 from .report import print_report
-from .traffic import Packet, synthetic
+from .traffic import SESSIONS, Packet, synthetic
 from .zeek import ZeekWorkers
 
 FLOWS, PACKETS = 2000, 100_000
@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pcap", type=Path, metavar="FILE", help="replay this capture instead of synthetic traffic")
     parser.add_argument("--workers", type=_positive, default=4, metavar="N", help="fanout members (default 4)")
     parser.add_argument("--flows", type=_positive, metavar="N", help=f"synthetic flows (default {FLOWS})")
+    parser.add_argument("--sessions", type=int, choices=range(1, len(SESSIONS) + 1), metavar="N",
+                        help=f"mirror sessions that carry them, 1 to {len(SESSIONS)} (default {len(SESSIONS)})")
     parser.add_argument("--zeek", action="store_true", help="real Zeek workers instead of counting ones")
     parser.add_argument("--packets", type=_positive, metavar="N", help=f"packets of all flows (default {PACKETS})")
 
@@ -76,13 +78,13 @@ def find_faults(without: Result, with_xdp_erm: Result, counters: dict[str, dict[
 def _traffic(args: argparse.Namespace) -> Callable[[], Iterator[Packet]]:
     """Return what starts the traffic from its beginning, for each run anew."""
     if args.pcap:
-        if args.flows or args.packets:
-            raise UsageError("--flows and --packets are for synthetic traffic: leave them out with --pcap")
+        if args.flows or args.packets or args.sessions:
+            raise UsageError("--flows, --packets and --sessions are for synthetic traffic: leave them out with --pcap")
         if args.pcap.is_file():
             return lambda: captured(args.pcap, InterfaceConfig())
         packets = list(captured(args.pcap, InterfaceConfig()))  # a pipe gives it once, and there are two runs
         return lambda: iter(packets)
-    return lambda: synthetic(args.flows or FLOWS, args.packets or PACKETS)
+    return lambda: synthetic(args.flows or FLOWS, args.packets or PACKETS, args.sessions or len(SESSIONS))
 
 
 def _both_runs(

@@ -56,9 +56,9 @@ class Copy(NamedTuple):
 class Flow:
     """One two-way TCP or UDP conversation between a client (side 0) and a server (side 1)."""
 
-    def __init__(self, number: int, rng: random.Random) -> None:
+    def __init__(self, number: int, rng: random.Random, sessions: tuple[Session, ...]) -> None:
         self.tci = rng.randrange(8) << 13 | rng.choice(VLANS)
-        self.copies = (Copy(rng.choice(SESSIONS), True), Copy(rng.choice(SESSIONS), rng.choice((True, False))))
+        self.copies = (Copy(rng.choice(sessions), True), Copy(rng.choice(sessions), rng.choice((True, False))))
         self._protocol = rng.choice((PROTOCOL_TCP, PROTOCOL_UDP))
         self._ports = (32768 + number % 28000, 9000 + number % 100)
         self._macs = tuple(struct.pack("!HI", 0x0200 + side, number) for side in (0, 1))
@@ -116,10 +116,10 @@ class Flow:
         return internet_checksum(pseudo_header + segment)
 
 
-def synthetic(flows: int, packets: int) -> Iterator[Packet]:
-    """Yield `packets` ERM packets of `flows` flows, taking turns; the same ones at each call."""
+def synthetic(flows: int, packets: int, sessions: int = len(SESSIONS)) -> Iterator[Packet]:
+    """Yield `packets` ERM packets of `flows` flows, taking turns, in so many sessions; the same ones at each call."""
     rng = random.Random(SEED)
-    conversations = [Flow(number, rng) for number in range(flows)]
+    conversations = [Flow(number, rng, SESSIONS[:sessions]) for number in range(flows)]
     for number, flow in enumerate(itertools.islice(itertools.cycle(conversations), packets)):
         side, frame = flow.next_frame(number, rng)
         copy = flow.copies[side]
