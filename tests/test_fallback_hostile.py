@@ -23,7 +23,7 @@ from scapy.utils import wrpcap
 pytestmark = [pytest.mark.nightly, needs_zeek, pytest.mark.skipif(not shutil.which("valgrind"), reason="no valgrind")]
 
 MEMORY_ERROR = 99  # the exit status that valgrind is told to use
-TIMEOUT = 300  # seconds
+TIMEOUT = 900  # seconds: valgrind makes it fifty times as slow
 LONGEST_CUT = 80
 MUTATIONS = 400
 
