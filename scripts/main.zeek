@@ -37,6 +37,10 @@ export {
 		bytes: count &log;
 	};
 
+	## How long the reports of an interface are added up for one row in ``xdp_erm.log``, and for one of each session in
+	## ``xdp_erm_sessions.log``. 0: each report has rows of its own. A publisher's first report has them in any case.
+	option log_interval = 5min;
+
 	## What one switch session sent in an interval.
 	type Session: record {
 		## The outer source address: the switch.
@@ -91,7 +95,7 @@ export {
 		bytes: count;
 	};
 
-	## The columns of ``xdp_erm.log``.
+	## The columns of ``xdp_erm.log``. Its interval is that of all reports which are added up in the row.
 	type Info: record {
 		## The end of the interval.
 		ts: time &log;
@@ -145,7 +149,7 @@ export {
 		outer_tagged: count &log &optional;
 	};
 
-	## The columns of ``xdp_erm_sessions.log``.
+	## The columns of ``xdp_erm_sessions.log``, likewise.
 	type SessionInfo: record {
 		## The end of the interval.
 		ts: time &log;
@@ -209,6 +213,18 @@ export {
 # after a day, so that publishers and names which no longer report, or never were real, do not pile up.
 global last_sequence: table[string, string, count] of count &write_expire=1day;
 
+# The next rows of an interface.
+type Rows: record {
+	# The reports so far, as one. Its number is that of the first, its sessions are elsewhere.
+	sum: Report;
+	sessions: table[addr, port] of Session;
+};
+
+global pending: table[string, string] of Rows;
+
+# Whether Zeek is ending, so that there will be no time to add anything to.
+global ending = F;
+
 event zeek_init() &priority=5
 	{
 	Log::create_stream(LOG, Log::Stream($columns=Info, $path="xdp_erm", $policy=log_policy, $ev=log_xdp_erm));
@@ -217,6 +233,11 @@ event zeek_init() &priority=5
 
 	if ( ! Cluster::is_enabled() || Cluster::local_node_type() == Cluster::MANAGER )
 		Cluster::subscribe(report_topic);
+	}
+
+function publisher_of(sequence: count): count
+	{
+	return sequence / 4294967296;
 	}
 
 # Whether a message is to be worked on: it is of our version and was not seen before. Acknowledges what it takes.
@@ -231,7 +252,7 @@ function accept(version: count, host: string, iface: string, sequence: count): b
 
 	Cluster::publish(acknowledgement_topic, acknowledged, host, iface, sequence);
 
-	local publisher = sequence / 4294967296;
+	local publisher = publisher_of(sequence);
 	if ( [host, iface, publisher] in last_sequence && sequence <= last_sequence[host, iface, publisher] )
 		return F;
 
@@ -239,25 +260,14 @@ function accept(version: count, host: string, iface: string, sequence: count): b
 	return T;
 	}
 
-function write_sessions(r: Report)
-	{
-	for ( _, session in r$sessions )
-		Log::write(SESSIONS_LOG, SessionInfo($ts=r$ts, $host=r$host, $interface=r$interface,
-		                                     $source=session$source, $source_port=session$source_port,
-		                                     $packets=session$packets, $bytes=session$bytes,
-		                                     $last_seen=session$last_seen));
-	}
-
 function counted(counters: table[string] of Counter, name: string): Counter
 	{
 	return name in counters ? counters[name] : Counter($packets=0, $bytes=0);
 	}
 
-event report(r: Report)
+function write(rows: Rows)
 	{
-	if ( ! accept(r$version, r$host, r$interface, r$sequence) )
-		return;
-
+	local r = rows$sum;
 	local info = Info($ts=r$ts, $host=r$host, $interface=r$interface, $mode=r$mode, $ts_delta=r$ts_delta,
 	                  $decapsulated=counted(r$verdicts, "decapsulated"), $other=counted(r$verdicts, "other"),
 	                  $fragment=counted(r$verdicts, "fragment"), $truncated=counted(r$verdicts, "truncated"),
@@ -267,7 +277,7 @@ event report(r: Report)
 	                  $unmarked=counted(r$verdicts, "unmarked"), $nested=counted(r$notes, "nested"),
 	                  $nested_refused=counted(r$notes, "nested_refused"),
 	                  $inner_truncated=counted(r$notes, "inner_truncated"),
-	                  $sessions=|r$sessions|);
+	                  $sessions=|rows$sessions|);
 
 	local erm = 0;
 	for ( verdict, counter in r$verdicts )
@@ -290,7 +300,82 @@ event report(r: Report)
 		info$outer_tagged = r$others["outer_tagged"];
 
 	Log::write(LOG, info);
-	write_sessions(r);
+
+	for ( [source, source_port], session in rows$sessions )
+		Log::write(SESSIONS_LOG, SessionInfo($ts=r$ts, $host=r$host, $interface=r$interface, $source=source,
+		                                     $source_port=source_port, $packets=session$packets,
+		                                     $bytes=session$bytes, $last_seen=session$last_seen));
+	}
+
+function add_counters(sums: table[string] of Counter, counters: table[string] of Counter)
+	{
+	for ( name, counter in counters )
+		{
+		local sum = counted(sums, name);
+		sums[name] = Counter($packets=sum$packets + counter$packets, $bytes=sum$bytes + counter$bytes);
+		}
+	}
+
+function add_report(sum: Report, r: Report)
+	{
+	sum$ts = r$ts;
+	sum$ts_delta += r$ts_delta;
+	sum$mode = r$mode;
+	add_counters(sum$verdicts, r$verdicts);
+	add_counters(sum$notes, r$notes);
+	for ( name, number in r$others )
+		sum$others[name] = number + ( name in sum$others ? sum$others[name] : 0 );
+	}
+
+function add_sessions(sums: table[addr, port] of Session, sessions: vector of Session)
+	{
+	for ( _, session in sessions )
+		{
+		if ( [session$source, session$source_port] !in sums )
+			{
+			sums[session$source, session$source_port] = copy(session);
+			next;
+			}
+
+		local sum = sums[session$source, session$source_port];
+		sum$packets += session$packets;
+		sum$bytes += session$bytes;
+		sum$last_seen = session$last_seen;
+		}
+	}
+
+# `sequence`: that of the rows for which this was scheduled. They may have been written since.
+event rows_due(host: string, iface: string, sequence: count)
+	{
+	if ( [host, iface] !in pending || pending[host, iface]$sum$sequence != sequence )
+		return;
+
+	write(pending[host, iface]);
+	delete pending[host, iface];
+	}
+
+event report(r: Report)
+	{
+	local first = [r$host, r$interface, publisher_of(r$sequence)] !in last_sequence;
+	if ( ! accept(r$version, r$host, r$interface, r$sequence) )
+		return;
+
+	if ( [r$host, r$interface] in pending )
+		add_report(pending[r$host, r$interface]$sum, r);
+	else
+		pending[r$host, r$interface] = Rows($sum=copy(r), $sessions=table());
+
+	local rows = pending[r$host, r$interface];
+	add_sessions(rows$sessions, r$sessions);
+
+	if ( first || ending || log_interval == 0sec )
+		{
+		write(rows);
+		delete pending[r$host, r$interface];
+		}
+	else if ( rows$sum$sequence == r$sequence )
+		schedule log_interval { rows_due(r$host, r$interface, r$sequence) };
+
 	hook reported(r);
 	}
 
@@ -298,4 +383,12 @@ event detached(version: count, sequence: count, ts: time, host: string, interfac
 	{
 	if ( accept(version, host, interface, sequence) )
 		hook program_detached(ts, host, interface, present);
+	}
+
+event zeek_done()
+	{
+	ending = T;
+	for ( [host, iface], rows in pending )
+		write(rows);
+	pending = table();
 	}

@@ -322,17 +322,18 @@ redef exit_only_after_terminate = T;
 redef Log::default_rotation_interval = 0sec;
 redef LogAscii::use_json = T;
 redef XDP_ERM::websocket_port = to_port(getenv("WEBSOCKET_PORT"));
+redef XDP_ERM::log_interval = {log_interval};
 """
 
 
 class RealZeek:
     """One that stands alone, started again and again, each time where it finds no log."""
 
-    def __init__(self, place: Publishing) -> None:
+    def __init__(self, place: Publishing, log_interval: str) -> None:
         assert ZEEK is not None
         self._place, self._runs = place, place.directory / "zeek"
         self._runs.mkdir()
-        (self._runs / "settings.zeek").write_text(SETTINGS)
+        (self._runs / "settings.zeek").write_text(SETTINGS.format(log_interval=log_interval))
         with place.namespace.entered(), socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             place.zeek.port = probe.getsockname()[1]
@@ -356,9 +357,14 @@ class RealZeek:
 
 
 @needs_zeek
-def test_a_zeek_that_is_killed_frozen_and_restarted(place: Publishing) -> None:
+@pytest.mark.parametrize("log_interval, signals", [
+    ("0sec", (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)),
+    ("1hr", (signal.SIGTERM, signal.SIGTERM, signal.SIGTERM)),
+], ids=["killed", "with rows that are not written yet"])
+def test_a_zeek_that_is_killed_frozen_and_restarted(place: Publishing, log_interval: str,
+                                                    signals: tuple[signal.Signals, ...]) -> None:
     """Between two messages, as a Zeek that is killed before it acknowledges one may have logged it."""
-    zeek = RealZeek(place)
+    zeek = RealZeek(place, log_interval)
     publisher = place.start("publisher.ACKNOWLEDGEMENT_SECONDS = 1.0")
 
     def told() -> dict[str, Any]:
@@ -375,7 +381,7 @@ def test_a_zeek_that_is_killed_frozen_and_restarted(place: Publishing) -> None:
         place.until(lambda: acknowledged() > before, publisher)
 
     works()
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+    for number in signals:
         publisher.send_signal(signal.SIGSTOP)
         while told()["under_way"]:
             publisher.send_signal(signal.SIGCONT)

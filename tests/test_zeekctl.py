@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import gzip
+import json
 import os
 import re
 import shutil
@@ -123,6 +125,30 @@ def test_a_zeek_that_stands_alone(stopped):
     while decapsulated(cluster.rows("xdp_erm", "zeek")) < 500 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert decapsulated(cluster.rows("xdp_erm", "zeek")) == 500, reports.read_text()
+
+
+def test_rows_that_are_not_written_when_zeek_stops(stopped):
+    """The reports of an hour are one row, which Zeek writes when it ends."""
+    cluster = stopped
+    cluster.configure(ZeekArgs="XDP_ERM::log_interval=1hr")
+
+    def archived():
+        logs = (cluster.prefix / "logs").glob("*/xdp_erm.*.log.gz")
+        return [json.loads(row) for log in logs for row in gzip.decompress(log.read_bytes()).splitlines()]
+
+    before = archived()
+    for _ in range(2):
+        cluster.zeekctl("deploy")
+        cluster.mirror(TRAFFIC[:500])
+        cluster.zeekctl("stop")
+        deadline = time.monotonic() + PATIENCE
+        while cluster.machine.run("pgrep", "-f", "post-terminate|archive-log|gzip", status=None):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    rows = archived()
+    assert decapsulated(rows) == decapsulated(before) + 1000
+    # Of each life the first report, which has a row at once, and all others.
+    assert len(rows) <= len(before) + 4
 
 
 # Starting, stopping and mending

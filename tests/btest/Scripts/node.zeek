@@ -2,15 +2,22 @@
 # know that it has gone.
 redef exit_only_after_terminate = T;
 redef Log::default_rotation_interval = 0sec;
+redef XDP_ERM::log_interval = 0sec;
 redef XDP_ERM::websocket_port = to_port(getenv("WEBSOCKET_PORT"));
 
 const finish_topic = "xdp_erm_test.finish";
 
 global finish: event();
 
-event finish()
+event end()
 	{
 	terminate();
+	}
+
+# The logger ends last, as with zeekctl: the others have something to log when they end.
+event finish()
+	{
+	schedule Cluster::local_node_type() == Cluster::LOGGER ? 4sec : 0sec { end() };
 	}
 
 event finish_everywhere()

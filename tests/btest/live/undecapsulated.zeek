@@ -16,6 +16,7 @@
 # @TEST-EXEC: btest-diff reports
 
 redef exit_only_after_terminate = T;
+redef XDP_ERM::log_interval = 0sec;
 
 global seen = 0;
 

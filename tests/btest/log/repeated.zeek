@@ -11,6 +11,8 @@
 # @TEST-EXEC: btest-diff complaints
 
 redef XDP_ERM::websocket_listen = F;
+redef XDP_ERM::log_interval = 0sec;
+redef XDP_ERM::truncated_share = 10.0;
 
 const publisher = 4294967296;
 
