@@ -1,7 +1,6 @@
 ##! Opens the WebSocket server that the host's publisher connects to, on one node of each host: a standalone Zeek, or
 ##! the host's first worker.
 
-@load base/misc/version
 @load ./main
 
 module XDP_ERM;
@@ -13,6 +12,14 @@ export {
 	## Its port, on the loopback address only: whoever can connect may publish any event.
 	const websocket_port = 27758/tcp &redef;
 }
+
+# The server needs a cluster backend to hand events to, which a standalone Zeek lacks from version 8.1 on. Broker's is what
+# it had before: alone it opens no port. One that is chosen, before or after this, stays.
+@ifdef ( Cluster::CLUSTER_BACKEND_NONE )
+@if ( ! Cluster::is_enabled() && Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
+redef Cluster::backend = Cluster::CLUSTER_BACKEND_BROKER;
+@endif
+@endif
 
 # A cluster's hosts are told apart by their address, their workers by name: the least name listens.
 function serves_this_host(): bool
@@ -44,16 +51,6 @@ event zeek_init()
 	# Reading a trace is no reason to take the port away from a sensor on the same host.
 	if ( ! websocket_listen || reading_traces() || getenv("ZEEKCTL_CHECK_CONFIG") != "" || ! serves_this_host() )
 		return;
-
-@if ( Version::at_least("8.1.0") )
-	if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
-		{
-		Reporter::warning("XDP_ERM: xdp_erm.log stays empty, because this Zeek has no cluster backend: add \"@load " +
-		                  "frameworks/cluster/websocket/server\" to local.zeek and start \"xdp-erm publish\" with " +
-		                  "--websocket and that server's address");
-		return;
-		}
-@endif
 
 	# Not now: a port that is taken is an error, and an error before zeek_init is over ends Zeek.
 	schedule 0sec { listen() };

@@ -8,9 +8,9 @@
 # @TEST-PORT: WEBSOCKET_PORT
 #
 # @TEST-EXEC: cp $SCRIPTS/cluster-layout.zeek .
-# @TEST-EXEC: btest-bg-run manager "CLUSTER_NODE=manager zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: btest-bg-run worker-1 "CLUSTER_NODE=worker-1 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
-# @TEST-EXEC: btest-bg-run worker-2 "CLUSTER_NODE=worker-2 zeek $XDP_ERM $SCRIPTS/node.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run manager "CLUSTER_NODE=manager zeek $XDP_ERM $SCRIPTS/node.zeek $SCRIPTS/broker.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run worker-1 "CLUSTER_NODE=worker-1 zeek $XDP_ERM $SCRIPTS/node.zeek $SCRIPTS/broker.zeek %INPUT"
+# @TEST-EXEC: btest-bg-run worker-2 "CLUSTER_NODE=worker-2 zeek $XDP_ERM $SCRIPTS/node.zeek $SCRIPTS/broker.zeek %INPUT"
 # @TEST-EXEC: timeout 60 publish-reports --transport broker --peer 127.0.0.1:${MANAGER_PORT%/tcp}
 # @TEST-EXEC: btest-bg-wait 60
 # @TEST-EXEC: xdp-erm-columns < manager/xdp_erm.log > reports

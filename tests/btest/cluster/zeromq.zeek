@@ -1,4 +1,5 @@
-# @TEST-DOC: On ZeroMQ each report, sent to the first worker's WebSocket server, is one row of the logger's.
+# @TEST-DOC: On ZeroMQ each report, sent to the first worker's WebSocket server, is in one row of the logger's, also what the
+# @TEST-DOC: manager writes when it stops.
 #
 # @TEST-REQUIRES: python3 -c 'import websockets'
 # @TEST-PORT: MANAGER_PORT
@@ -36,3 +37,4 @@ redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = on_loopback("XSUB_PORT");
 redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = on_loopback("XSUB_PORT");
 redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = on_loopback("XPUB_PORT");
 redef XDP_ERM::foreign_rate = 0.0;
+redef XDP_ERM::log_interval = 1hr;
