@@ -107,7 +107,10 @@ mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" zeek "$3"
 
 @contextlib.contextmanager
 def copy_of_zeek(directory: Path) -> Iterator[Path]:
-    """Where it is, for as long as the block: laid over the original, or copied where the kernel cannot do that."""
+    """Where it is, for as long as the block: laid over the original, or copied where the kernel cannot do that.
+
+    It is as if it had just been installed: without packages, and zeekctl remembers nothing.
+    """
     assert ZEEK is not None
     prefix, changes = directory / "zeek", directory / "changes"
     prefix.mkdir()
@@ -116,10 +119,22 @@ def copy_of_zeek(directory: Path) -> Iterator[Path]:
     try:
         if subprocess.run(overlay, stderr=subprocess.DEVNULL, timeout=TIMEOUT, check=False).returncode != 0:
             subprocess.run(["cp", "-a", f"{ZEEK}/.", prefix], check=True, timeout=TIMEOUT)
+        _forget(prefix)
         yield prefix
     finally:
         for mounted in (prefix, changes):
             subprocess.run(["umount", "--lazy", mounted], stderr=subprocess.DEVNULL, timeout=TIMEOUT, check=False)
+
+
+def _forget(prefix: Path) -> None:
+    """What zkg has installed, and what zeekctl has kept."""
+    for name in ("var/lib/zkg", "etc/zkg", "lib/zeek/plugins/packages", "share/zeek/site/packages", "spool", "logs"):
+        shutil.rmtree(prefix / name, ignore_errors=True)
+    for name in ("spool", "logs"):
+        (prefix / name).mkdir()
+    for command in (prefix / "bin").iterdir():
+        if command.is_symlink() and "/zkg/" in os.readlink(command):
+            command.unlink()
 
 
 def package_repository(directory: Path) -> Path:

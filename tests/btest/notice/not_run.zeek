@@ -7,6 +7,7 @@
 # @TEST-EXEC: btest-diff reports
 
 redef XDP_ERM::websocket_listen = F;
+redef XDP_ERM::log_interval = 0sec;
 
 function report(iface: string, sequence: count, received: count, seen: count)
 	{
