@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,10 @@ ALONE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
 def test_btest(name: str) -> None:
     if not BTEST or not shutil.which("zeek", path=PATH):
         pytest.skip("no Zeek with btest on PATH or in /opt/zeek")
-    done = subprocess.run([*ALONE, BTEST, "--diagnostics", str(DIRECTORY / name)], cwd=REPOSITORY,
-                          env={**os.environ, "PATH": PATH}, capture_output=True, text=True, timeout=TIMEOUT)
+    with tempfile.TemporaryDirectory(prefix="btest-") as directory:  # has a socket that is named for a process id
+        done = subprocess.run([*ALONE, BTEST, "--diagnostics", str(DIRECTORY / name)], cwd=REPOSITORY,
+                              env={**os.environ, "PATH": PATH, "TMPDIR": directory}, capture_output=True, text=True,
+                              timeout=TIMEOUT)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     if re.search(r"^0 tests successful, 1 skipped$", said, re.MULTILINE):
