@@ -612,7 +612,7 @@ GONE = f"{SENSOR}: the interface went away half-way; nothing of ours is left on 
 @pytest.mark.parametrize("when, owner, step, message", [
     ("before", compiler.Compiled, "load", GONE),
     ("after", compiler.Compiled, "load", GONE),
-    ("after", nic, "prepare", MISSING),
+    ("after", nic, "prepare", GONE),
     ("before", Links, "attach", GONE),
     ("after", Links, "attach", GONE),
 ])

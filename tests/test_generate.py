@@ -93,4 +93,4 @@ def test_refuses_what_is_no_veth(cable: Cable, capsys: pytest.CaptureFixture[str
     assert cli.main(["generate", "lo"]) == 2
     assert "lo: no virtual interface, not veth" in capsys.readouterr().err
     assert cli.main(["generate", "nothing0"]) == 1
-    assert "nothing0: No such device" in capsys.readouterr().err
+    assert "nothing0: no such interface" in capsys.readouterr().err

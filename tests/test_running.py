@@ -72,6 +72,7 @@ def test_a_driver_that_does_not_run_the_program(driver):
     assert unseen() > running.SUSPECTED
     (result, text), = says("run_by_driver")
     assert (result, text.startswith("the driver does not run the program")) == (PROBLEM, True)
+    assert says("packets") == []  # and not that none has come
     driver.each_time = 0
     assert unseen() == 0  # whatever it was, it is over
     (result, text), = says("run_by_driver")

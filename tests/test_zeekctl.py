@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import gzip
 import json
-import os
 import re
 import shutil
 import sys
@@ -181,13 +180,21 @@ def test_cron_mends_and_reports(stopped):
     assert f"127.0.0.1: {SENSOR}: attached (native, program {cluster.status()[0]['program_id']})" in said[1:]
     assert cluster.zeekctl("cron") == ""
 
-    cluster.machine.run(sys.executable, "-c", f"import filters; filters.take_away({SENSOR!r})", cwd=ROOT / "tests",
-                        env={**os.environ, "PYTHONPATH": str(ROOT)})
+    cluster.machine.run(sys.executable, "-c", f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+                                              f"import filters; filters.take_away({SENSOR!r})")
     assert cluster.zeekctl("cron").splitlines() == [
         f"127.0.0.1: {SENSOR}: xdp-erm was no longer isolated, and is again:",
         f"127.0.0.1: {SENSOR}: decapsulated frames are kept from the host's own network stack",
         f"127.0.0.1: {SENSOR}: already attached (native, program {cluster.status()[0]['program_id']})"]
     assert (cluster.status()[0]["isolated"], cluster.zeekctl("cron")) == (True, "")
+
+    for before, after in (("3500", "3000"), ("3000", "3500")):
+        cluster.machine.run("ip", "link", "set", "dev", SENSOR, "mtu", after)
+        assert cluster.zeekctl("cron").splitlines() == [
+            f"127.0.0.1: {SENSOR}: xdp-erm was no longer attached as it has to be (its MTU was changed from {before} "
+            f"to {after}), and is again:",
+            f"127.0.0.1: {SENSOR}: swapped the program (native, program {cluster.status()[0]['program_id']})"]
+    assert cluster.zeekctl("cron") == ""
 
     before = cluster.publisher()
     cluster.machine.run("kill", "-KILL", str(before))
@@ -385,6 +392,22 @@ def test_only_af_packet(stopped):
     cluster.configure(workers + "xdp_erm.attach=1\n")
     assert (f"error: a: xdp_erm.attach = 1: its interface {SENSOR} is not captured from with AF_PACKET "
             "(af_packet::...)\n" in cluster.zeekctl("install", status=1))
+
+
+def test_an_alternative_name_of_the_interface(stopped):
+    cluster = stopped
+    cluster.machine.run("ip", "link", "property", "add", "dev", SENSOR, "altname", "mirror0")
+    try:
+        cluster.configure(nodes().replace(f"interface={SENSOR}", "interface=mirror0"))
+        assert f"127.0.0.1: {SENSOR}: attached (native, program " in cluster.zeekctl("deploy")
+        assert [found["name"] for found in cluster.status()] == [SENSOR]
+        assert re.search(r"^\s*127\.0\.0\.1 +mirror0 +native +\d+ ", cluster.zeekctl("xdp_erm.status"), re.MULTILINE)
+        assert "mirror0" in cluster.zeekctl("xdp_erm.stats")
+        assert cluster.zeekctl("cron") == ""
+        assert f"127.0.0.1: {SENSOR}: detached (" in cluster.zeekctl("xdp_erm.detach")
+    finally:
+        cluster.zeekctl("stop")
+        cluster.machine.run("ip", "link", "property", "del", "dev", SENSOR, "altname", "mirror0")
 
 
 def test_settings_get_to_the_program_and_to_the_scripts(stopped):

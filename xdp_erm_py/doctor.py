@@ -430,6 +430,8 @@ def packets(patient: Patient) -> Iterator[Result]:
     if decapsulated:
         yield Result(OK, f"{decapsulated} packets were decapsulated since {patient.counted['attached_at']}")
         yield from _silence(patient)
+    elif not total and _received(patient):
+        pass  # run_by_driver() has said what is so
     elif not total:
         yield Result(WARNING, "no packet has come: is the mirror session on, and its target this interface?")
     elif not erm:
@@ -445,6 +447,13 @@ def packets(patient: Patient) -> Iterator[Result]:
             senders = _senders(patient) if counter.name.startswith("foreign") else ""
             yield Result(WARNING if decapsulated else PROBLEM,
                          f"{found} of {of} ERM packets are not decapsulated ({counter.name}): {counter.cure}{senders}")
+
+
+def _received(patient: Patient) -> bool:
+    """Whether so much came to the interface that a program had seen some of it."""
+    with Links() as links:
+        came = running.since(links, patient.attached) if patient.attached else None
+    return came is not None and came.received >= running.SUSPECTED
 
 
 def _senders(patient: Patient) -> str:

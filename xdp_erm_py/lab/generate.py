@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
 import socket
 import struct
@@ -16,11 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from ..errors import UsageError, XdpErmError
 from ..kernel import bpf, ethtool
+from ..kernel.links import Link, Links
 from ..kernel.privileges import require_to_change
 from ..printable import say
 from ..program import compiler
@@ -65,16 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     require_to_change()
-    ifindex = _ifindex(args.interface, args.force)
+    link = _link(args.interface, args.force)
     layout = layout_of(args.size, args.vlan, args.ipv6)
     packets = None if args.seconds else args.packets or 100_000
-    before = _transmitted(args.interface)
-    handed, seconds = _generate(ifindex, layout, args, packets)
-    sent = _transmitted(args.interface) - before
-    say(f"{args.interface}: sent {sent} of {handed} frames ({len(layout.frame)} bytes, {args.flows} flows, "
+    before = _transmitted(link)
+    handed, seconds = _generate(link.index, layout, args, packets)
+    sent = _transmitted(link) - before
+    say(f"{link.name}: sent {sent} of {handed} frames ({len(layout.frame)} bytes, {args.flows} flows, "
         f"{args.sessions} sessions) in {seconds:.2f} s, {sent / seconds:.0f} a second")
     if sent < handed:
-        raise XdpErmError(f"{args.interface}: {handed - sent} frames were dropped: the peer has neither an XDP program "
+        raise XdpErmError(f"{link.name}: {handed - sent} frames were dropped: the peer has neither an XDP program "
                           "nor GRO, or it does not keep up (then lower --rate)")
     return 0
 
@@ -130,33 +127,26 @@ def loaded(ifindex: int, layout: Layout, flows: int, sessions: int) -> Iterator[
             yield program
 
 
-def _ifindex(name: str, force: bool) -> int:
-    with IPRoute() as route:
-        try:
-            link = route.link("get", ifname=name)[0]
-        except NetlinkError as error:
-            raise XdpErmError(f"{name}: {os.strerror(error.code)}") from None
-    information = link.get_attr("IFLA_LINKINFO")
-    kind = information.get_attr("IFLA_INFO_KIND") if information else None
-    if kind != "veth" and not force:
-        raise UsageError(f"{name}: {kind or 'no virtual interface'}, not veth: frames would go out to the network or "
-                         "to nowhere; --force sends them")
-    index: int = link["index"]
-    return index
+def _link(name: str, force: bool) -> Link:
+    with Links() as links:
+        link = links.find(name)
+    if link.kind != "veth" and not force:
+        raise UsageError(f"{name}: {link.kind or 'no virtual interface'}, not veth: frames would go out to the network "
+                         "or to nowhere; --force sends them")
+    return link
 
 
-def _transmitted(name: str) -> int:
+def _transmitted(link: Link) -> int:
     """Frames that the interface sent; of veth only those of XDP programs, as the kernel may send meanwhile, too."""
     try:
-        statistics = ethtool.statistics(name)
+        statistics = ethtool.statistics(link.name)
     except OSError:
         statistics = {}
     of_xdp = [count for what, count in statistics.items() if re.fullmatch(r"tx_queue_\d+_xdp_xmit", what)]
     if of_xdp:
         return sum(of_xdp)
-    with IPRoute() as route:
-        packets: int = route.link("get", ifname=name)[0].get_attr("IFLA_STATS64")["tx_packets"]
-    return packets
+    with Links() as links:
+        return links.statistics(link)["tx_packets"]
 
 
 def _from_to(least: int, most: int) -> Callable[[str], int]:
