@@ -62,7 +62,7 @@ class Machine:
         """A command line that runs `words` on the machine."""
         path = f"PATH=/run/bin:{ZEEK}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return ["nsenter", f"--target={self.pid}", "--mount", "--net", "--uts", "--pid", "--", "env", "-i", path,
-                "HOME=/root", "USER=root", "LC_ALL=C.UTF-8", *words]
+                "HOME=/run", "USER=root", "LC_ALL=C.UTF-8", *words]
 
     def run(self, *words: str, status: int | None = 0, **options: Any) -> str:
         """What a command prints, on either stream. It must end with `status`, unless that is None."""
@@ -128,7 +128,7 @@ def copy_of_zeek(directory: Path) -> Iterator[Path]:
 
 def _forget(prefix: Path) -> None:
     """What zkg has installed, and what zeekctl has kept."""
-    for name in ("var/lib/zkg", "etc/zkg", "lib/zeek/plugins/packages", "share/zeek/site/packages", "spool", "logs"):
+    for name in ("var/lib/zkg", "lib/zeek/plugins/packages", "share/zeek/site/packages", "spool", "logs"):
         shutil.rmtree(prefix / name, ignore_errors=True)
     for name in ("spool", "logs"):
         (prefix / name).mkdir()
