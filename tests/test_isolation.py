@@ -482,8 +482,8 @@ def test_a_driver_that_does_not_hand_on_the_mark_is_used_in_generic_mode(cable, 
 
 def test_frames_that_cannot_be_marked_change_the_mode_at_the_next_attach(cable, monkeypatch):
     """Of a driver that is believed to be able to; but not against what is configured."""
-    counters = stats._counters
-    monkeypatch.setattr(stats, "_counters", lambda each: {**counters(each), "unmarked": {"packets": 12, "bytes": 0}})
+    counters = stats.counters
+    monkeypatch.setattr(stats, "counters", lambda each: {**counters(each), "unmarked": {"packets": 12, "bytes": 0}})
     native = InterfaceConfig(mode="native")
     attachment.attach(SENSOR, native)
     attachment.attach(SENSOR, native)

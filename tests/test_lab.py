@@ -320,7 +320,7 @@ def test_capture_run(tmp_path):
     rows = table(done.stdout)
     assert rows["sent"] == rows["arrived"] == ["28 packets", "28 packets"]
     assert rows["byte-identical"] == ["0 of 25 mirrored", "25 of 25 mirrored"]
-    assert "\nnot_erm: 3 packets, 180 bytes\n" in done.stdout
+    assert "\nother: 3 packets, 180 bytes\n" in done.stdout
 
 
 @needs_root
@@ -332,7 +332,7 @@ def test_real_capture_run():
     assert rows["arrived"] == ["8 packets", "8 packets"]
     assert rows["byte-identical"] == ["0 of 4 mirrored", "4 of 4 mirrored"]
     assert rows["flows"][1] == "2, 0 split"
-    assert "decapsulated: 4 packets, 608 bytes\nnot_erm: 4 packets, 400 bytes\n" in done.stdout
+    assert "decapsulated: 4 packets, 608 bytes\nother: 4 packets, 400 bytes\n" in done.stdout
 
 
 @needs_root
