@@ -49,9 +49,12 @@ int isolate(struct __sk_buff *skb)
 
 	counted = taken.lookup(&zero);
 	if (counted) {
-		counted->frames++;
+		/* Those that GRO has merged, where somebody has turned it on again, are still so many. */
+		u32 frames = skb->gso_segs ? skb->gso_segs : 1;
+
+		counted->frames += frames;
 		if (is_outer_tagged(skb, mark->type))
-			counted->outer_tagged++;
+			counted->outer_tagged += frames;
 	}
 	return TC_ACT_SHOT;
 }

@@ -46,6 +46,7 @@ ADDRESS, ADDRESS6, OTHER, OTHER6 = "10.5.0.1", "fd00:5::1", "10.5.0.9", "fd00:5:
 VLAN = 10
 OTHER_MAC = "02:00:00:00:05:09"
 TCP_PORT, UDP_PORT = 2222, 5353
+SO_RCVBUFFORCE = 33  # Python has no name for it
 FILTER = isolation.FILTER
 OURS = f"{FILTER}-{compiler.classifier_digest()}"  # in clsact
 
@@ -693,6 +694,34 @@ def test_what_the_kernel_has_dropped_is_accounted_for(cable, monkeypatch):
         return {**found, "rx_dropped": found["rx_dropped"] + 5}
     monkeypatch.setattr(Links, "statistics", more_dropped)
     assert leaked() == 2
+
+
+def test_frames_that_gro_has_merged_are_still_so_many(cable):
+    """Where somebody has turned GRO on again. They wait for a CPU that is busy sending them."""
+    cpus = os.sched_getaffinity(0)
+    attachment.attach(SENSOR, InterfaceConfig(spread="cpumap", spread_cpus=(min(cpus),), vlan="strip"))
+    cable.wait_for_carrier()
+    shell(f"ethtool -K {SENSOR} gro on")
+    segments = [Ether(src=OTHER_MAC, dst="02:00:00:00:00:77") / IP(src=OTHER, dst="10.5.0.7", id=number) / TCP(
+        sport=1, dport=2, flags="A", seq=100 * number) / bytes(100) for number in range(500)]
+    frames = [bytes(Ether() / ip() / udp() / ERM() / segment) for segment in segments]
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:
+        tap.bind((SENSOR, 0))
+        tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+        os.sched_setaffinity(0, {min(cpus)})
+        try:
+            for frame in frames:
+                cable.send(frame)
+        finally:
+            os.sched_setaffinity(0, cpus)
+        assert (leaked(), isolated()["taken"]) == (0, len(frames))
+        tap.setblocking(False)
+        seen = 0
+        with contextlib.suppress(BlockingIOError):
+            while tap.recv(1 << 16):
+                seen += 1
+    if seen == len(frames):
+        pytest.skip("this kernel's cpumap merges nothing (before Linux 6.15)")
 
 
 def test_what_was_decapsulated_without_it_does_not_count(cable):

@@ -393,8 +393,6 @@ def _leak(patient: Patient, found: isolation.Isolation) -> str:
     name = patient.link.name
     if found.by is None or found.before:
         return f"`xdp-erm attach {name}` ends it, where that can be"
-    if "rx-gro" in nic.harmful(patient.link)[0]:
-        return f"or GRO has merged them: `xdp-erm attach {name}` turns it off"
     assert patient.attached is not None
     if patient.attached.mode == "native":
         return f"the driver loses the mark of frames in native mode: `xdp-erm attach --mode generic {name}`"
