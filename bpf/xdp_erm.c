@@ -259,12 +259,12 @@ static __always_inline bool is_inner_truncated(struct cursor packet, int etherty
 	if (ethertype == ETHERTYPE_IPV4) {
 		struct ipv4 *ip = take(&packet, sizeof(*ip));
 
-		return !ip || left < (long)sizeof(*ip) || bpf_ntohs(ip->total_length) > left;
+		return left < (long)sizeof(*ip) || (ip && bpf_ntohs(ip->total_length) > left);
 	}
 	if (ethertype == ETHERTYPE_IPV6) {
 		struct ipv6 *ip = take(&packet, sizeof(*ip));
 
-		return !ip || (long)sizeof(*ip) + bpf_ntohs(ip->payload_length) > left;
+		return left < (long)sizeof(*ip) || (ip && (long)sizeof(*ip) + bpf_ntohs(ip->payload_length) > left);
 	}
 	return false;
 }
@@ -644,6 +644,24 @@ static __always_inline void count_sender(__be32 source, u64 bytes)
 }
 #endif
 
+#ifdef CONFIG_FRAGS
+/* Bytes. What headers need is always in a frame's first piece where that has so many. */
+#define SHORT_PIECE 256
+
+/* Whether the frame goes on in another piece of memory so early that headers may be there. */
+static __always_inline bool is_scattered(struct xdp_md *ctx, long bytes)
+{
+	long first = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+
+	return first < SHORT_PIECE && first < bytes;
+}
+#else
+static __always_inline bool is_scattered(struct xdp_md *ctx, long bytes)
+{
+	return false;
+}
+#endif
+
 int xdp_erm(struct xdp_md *ctx)
 {
 	long bytes = frame_length(ctx);
@@ -651,6 +669,9 @@ int xdp_erm(struct xdp_md *ctx)
 	int action = XDP_PASS;
 
 	decapsulate(ctx, bytes, &outcome);
+	/* What is not in the first piece cannot be cut off: no helper reaches there. */
+	if (outcome.verdict == VERDICT_TRUNCATED && is_scattered(ctx, bytes))
+		outcome.verdict = VERDICT_FAILED;
 	if (outcome.verdict == VERDICT_DECAPSULATED) {
 		if (outcome.notes & 1 << NOTE_NESTED)
 			count(NOTE_NESTED, bytes);

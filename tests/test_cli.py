@@ -137,7 +137,7 @@ def test_json(cable, attached):
         del interface[key]
     assert json.loads(run("status", "--json").stdout) == {"interfaces": [{
         **interface, "isolated": True, "isolated_by": "tcx" if bpf.tcx(1) else "clsact", "isolated_after": [],
-        "leaked": 0, "unmarked": 0, "unseen": 0, "outdated": None}]}
+        "leaked": 0, "unmarked": 0, "scattered": 0, "unseen": 0, "outdated": None}]}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from frames import ELSEWHERE, ERM, ETHER, INNER, MACS, PING, SENSOR, SESSION, SWITCH, ip, udp, wrap
-from program import Counted, Program
+from program import XDP_PASS, Counted, Program
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
@@ -26,7 +26,7 @@ from xdp_erm_py.interface import stats
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.bpf import descriptor
 from xdp_erm_py.program import compiler
-from xdp_erm_py.program.compiler import MOST_COMPARED
+from xdp_erm_py.program.compiler import MOST_COMPARED, Variant
 from xdp_erm_py.program.module import Module
 from xdp_erm_py.program.reference import Session
 from xdp_erm_py.settings import InterfaceConfig
@@ -479,6 +479,42 @@ def test_a_million_spoofed_sources(xdp):
     assert shared.MAX_SENDERS // 2 < len(counted) <= shared.MAX_SENDERS
     full = [reading for reading in readings if len(reading) > shared.MAX_SENDERS // 2]
     assert full and all(SWITCH in reading for reading in full)
+
+
+@pytest.fixture(scope="module")
+def in_pieces(xdp):
+    """The program for frames in several pieces of memory. A test run makes such ones since Linux 6.18."""
+    with Program(InterfaceConfig(vlan="strip", isolate=False), variant=Variant(frags=True)) as loaded:
+        try:
+            bpf.test_run(loaded.fd, bytes(100), linear=50)
+        except OSError as error:
+            pytest.skip(f"this kernel makes no test runs with frames in several pieces: {error.strerror}")
+        yield loaded
+
+
+LONG = INNER / Raw(bytes(400))
+
+
+@pytest.mark.parametrize("first", range(14, len(wrap(LONG)), 3))
+def test_a_first_piece_of_any_length(in_pieces, first):
+    """Either the frame is decapsulated, or it is whole and counted as what it is; nothing is taken for cut."""
+    sent = bytes(wrap(LONG))
+    before = in_pieces.counters()
+    result, left = bpf.test_run(in_pieces.fd, sent, linear=first)
+    counted = {name: value.packets - before[name].packets for name, value in in_pieces.counters().items()}
+    wrapping = len(sent) - len(LONG)
+    expected = "decapsulated" if first >= wrapping + len(MACS) else "failed"
+    assert {name: number for name, number in counted.items() if number} == {expected: 1}
+    assert (result, left) == (XDP_PASS, sent[wrapping:] if expected == "decapsulated" else sent)
+
+
+@pytest.mark.parametrize("first", [100, 200])
+def test_what_is_truncated_is_so_in_several_pieces_too(in_pieces, first):
+    """Where the first piece is long enough for any headers."""
+    sent = bytes(wrap(INNER / Raw(bytes(800))))[:700]
+    before = in_pieces.counters()["truncated"].packets
+    assert bpf.test_run(in_pieces.fd, sent, linear=first + 200) == (XDP_PASS, sent)
+    assert in_pieces.counters()["truncated"].packets == before + 1
 
 
 def test_last_seen(xdp):

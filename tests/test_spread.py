@@ -33,7 +33,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
 
-from xdp_erm_py import doctor, lab
+from xdp_erm_py import doctor, lab, shared
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import attachment, spread, stats
 from xdp_erm_py.interface.attached import find
@@ -553,6 +553,31 @@ def test_after_a_change_of_queues_all_is_seen_again(cable):
     assert any("swapped the program (native, program" in line for line in attached(InterfaceConfig()))
     with Links() as links:
         assert find(links, SENSOR_INTERFACE).outdated is None
+
+
+def test_headers_in_several_pieces_change_the_mode_at_the_next_attach(jumbo, monkeypatch):
+    """Where most frames are so; but not against what is configured."""
+    def counted(decapsulated: int, failed: int) -> None:
+        found = {name: {"packets": 0, "bytes": 0} for name in shared.COUNTERS}
+        found |= {"decapsulated": {"packets": decapsulated, "bytes": 0}, "failed": {"packets": failed, "bytes": 0}}
+        monkeypatch.setattr(stats, "counters", lambda _: found)
+
+    def mode(settings: InterfaceConfig) -> str:
+        attached(settings)
+        with Links() as links:
+            return find(links, SENSOR_INTERFACE).mode
+
+    counted(0, 12)
+    assert [mode(InterfaceConfig(mode="native")) for _ in range(2)] == ["native", "native"]
+    counted(1000, 12)
+    assert [mode(InterfaceConfig()) for _ in range(2)] == ["native", "native"]
+    counted(0, 12)
+    said = attached(InterfaceConfig())
+    reason = "the driver has the headers of 12 frames in several pieces of memory"
+    assert f"{SENSOR_INTERFACE}: {reason}: using generic mode, which is slower" in said
+    assert mode(InterfaceConfig()) == "generic"
+    with Links() as links:
+        assert find(links, SENSOR_INTERFACE).state["why_generic"] == reason
 
 
 def mtu_is_too_large(monkeypatch: pytest.MonkeyPatch, modes: tuple[str, ...] = ("native",)) -> None:

@@ -249,7 +249,8 @@ def _status(args: argparse.Namespace) -> int:
     with Links() as links:
         interfaces = attached.undisturbed(lambda: [
             {**stats.describe(found), **isolation.look(found.link).as_dict(), "leaked": stats.leaked(found),
-             "unmarked": stats.unmarked(found), "unseen": running.unseen(links, found, _PATIENCE),
+             "unmarked": stats.unmarked(found), "scattered": stats.scattered(found),
+             "unseen": running.unseen(links, found, _PATIENCE),
              "outdated": found.outdated}
             for found in attached.find_all(links)])
     if args.json:

@@ -318,6 +318,10 @@ def mode(patient: Patient) -> Iterator[Result]:
     if patient.attached.mode == "generic" and patient.settings["mode"] != "generic":
         reason = patient.attached.state.get("why_generic") or "an earlier version did not note why"
         yield Result(WARNING, f"generic mode, which is slower: {reason}")
+    elif stats.scattered(patient.attached):
+        yield Result(PROBLEM, f"native mode, in which {stats.scattered(patient.attached)} frames have their headers in "
+                              f"several pieces of memory and stayed wrapped: `xdp-erm attach {patient.link.name}` "
+                              "changes to generic mode")
     elif stats.unmarked(patient.attached):
         yield Result(PROBLEM, f"native mode, in which {stats.unmarked(patient.attached)} frames could not be marked "
                               f"for isolation and stayed wrapped: `xdp-erm attach {patient.link.name}` changes to "

@@ -177,7 +177,10 @@ def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:
 
 
 def _mode(links: Links, link: Link, current: Attachment | None, config: InterfaceConfig) -> tuple[str, str | None]:
-    """The mode to attach in, and why it is generic: in native mode of some drivers isolation is impossible."""
+    """The mode to attach in, and why it is generic: some drivers' native mode does not do."""
+    scattered = stats.scattered(current) if current else 0
+    if scattered and config.mode == "auto":
+        return "generic", f"the driver has the headers of {scattered} frames in several pieces of memory"
     if not config.isolate or config.mode == "generic":
         return config.mode, None
     lacking = metadata.lacking(links, link)

@@ -114,6 +114,17 @@ def unmarked(attachment: Attachment) -> int:
     return counters(attachment)["unmarked"]["packets"]
 
 
+def scattered(attachment: Attachment) -> int:
+    """Frames that `failed`, where the program for frames in several pieces runs in native mode, chosen by `mode: auto`,
+    and most do: their headers are not in the first piece. Raises as read()."""
+    state = attachment.state
+    if attachment.mode != "native" or state["config"].get("mode") != "auto" or not state.get("frags"):
+        return 0
+    counted = counters(attachment)
+    failed = counted["failed"]["packets"]
+    return failed if failed > counted["decapsulated"]["packets"] else 0
+
+
 def wait_for_queues(attachment: Attachment) -> None:
     """Once nothing more is decapsulated: until nothing waits in other CPUs' queues any more. Raises as read()."""
     if "steered" not in attachment.maps:

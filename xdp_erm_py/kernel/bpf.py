@@ -305,15 +305,19 @@ def detach_tcx(ifindex: int, program: int) -> None:
     _bpf(_PROG_DETACH, struct.pack("=IIIIIIQ", ifindex, program, _TCX_INGRESS, 0, 0, 0, 0))
 
 
-def test_run(program: int, packet: bytes, repeat: int = 1) -> tuple[int, bytes]:
+def test_run(program: int, packet: bytes, repeat: int = 1, linear: int | None = None) -> tuple[int, bytes]:
     """Runs an XDP program on one packet (14 bytes or more): its return value, and the packet as it is afterwards.
 
-    `repeat`: so many times, each on what the one before has left.
+    `repeat`: so many times, each on what the one before has left. `linear`: the first piece of memory has only so many
+    bytes of it (Linux 6.18; EINVAL before that).
     """
     before = ctypes.create_string_buffer(packet, len(packet))
     after = ctypes.create_string_buffer(len(packet) + 256)
+    context = b"" if linear is None else struct.pack("=6I", 0, linear, 0, 0, 0, 0)  # struct xdp_md
+    context_buffer = ctypes.create_string_buffer(context, len(context)) if context else None
     attributes = ctypes.create_string_buffer(struct.pack(
-        "=IIIIQQII", program, 0, len(packet), len(after), _address(before), _address(after), repeat, 0), 80)
+        "=IIIIQQIIIIQQ", program, 0, len(packet), len(after), _address(before), _address(after), repeat, 0,
+        len(context), 0, _address(context_buffer) if context_buffer else 0, 0), 80)
     _bpf(_PROG_TEST_RUN, attributes)
     result, _, size = struct.unpack_from("=III", attributes, 4)
     return result, after.raw[:size]

@@ -26,7 +26,8 @@ _CURES = {
     "malformed": "its headers contradict each other: find out who sends it, and whether it is ERM",
     "foreign_source": "its source is not in `sources`: add the switch, or find out who sends it",
     "foreign_target": "its target is not in `targets`: add the address, or find out who sends it",
-    "failed": "a kernel helper refused, as for jumbo frames in several pieces with padding behind them",
+    "failed": "a kernel helper refused, as for jumbo frames in several pieces with padding behind them; where the "
+              "headers are in several, `mode: auto` changes to generic mode at the next attach",
     "unmarked": "the driver has no room for the mark that keeps it out of the host, so that it stays wrapped: set "
                 "`mode: generic`, or `isolate: false`",
     "nested_refused": "they are ERM themselves and stay wrapped: if a switch of yours sends them, add it to `sources` "
