@@ -7,8 +7,8 @@ from ..kernel.links import ETHERNET, LOOPBACK, Link, Links
 
 #: Kinds that take their frames from the interface which they stand on.
 _STANDING = ("ipvlan", "ipvtap", "macvlan", "macvtap", "vlan")
-#: Kinds whose parts the driver itself runs a program on.
-_BONDS = ("bond", "team")
+#: Its driver runs a program on its parts, and takes none where one of these has its own.
+_BOND = "bond"
 
 #: Kinds that have an Ethernet header, and receive nothing that XDP could see; and why.
 _NOTHING_RECEIVED = {
@@ -70,7 +70,7 @@ def conflicts(links: Links, link: Link) -> list[str]:
     for other in below(links, link):
         if other.program_id is None:
             continue
-        if link.kind in _BONDS:
+        if link.kind == _BOND:
             raise XdpErmError(f"{link.name}: {_called(other)}, a part of it, has an XDP program, and the kernel allows "
                               f"one of the two: free it first (`xdp-erm detach {other.name}`)")
         said.append(f"{link.name}: warning: {_called(other)} below it has an XDP program, which sees frames first: "
