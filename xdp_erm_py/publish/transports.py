@@ -20,10 +20,11 @@ from . import events
 OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
 
-#: More than any message that Zeek sends us.
-_MESSAGE_BYTES = 1 << 16
-#: What Zeek may leave unread besides a message of ours.
-_UNREAD_BYTES = 1 << 20
+#: More than any message that Zeek sends us, and as many as we leave unread.
+_MESSAGE_BYTES, _UNREAD_MESSAGES = 1 << 16, 16
+_READ_BYTES = 1 << 16
+#: Codes of the frames that have parts of messages: continuation, text, binary (RFC 6455).
+_DATA = (0, 1, 2)
 
 
 class ConnectionFailed(Exception):
@@ -49,56 +50,118 @@ class Transport(Protocol):
 
 
 class WebSocket:
-    """The WebSocket API of a Zeek node at a loopback address."""
+    """The WebSocket API of a Zeek node at a loopback address.
+
+    Of the library it takes the protocol alone: what is read and written, and how much at most, is decided here.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self.name = f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
         self._address = host, port
-        self._connection: Any = None
+        self._writer: asyncio.StreamWriter | None = None
 
     async def open(self) -> None:
-        # Version 10.4, of Debian 12 and Ubuntu 24.04, does not tell type checkers that it has connect().
-        websockets: Any = importlib.import_module("websockets")
         with self._failures():
-            # A socket of our own: newer versions would ask a configured proxy to connect to our loopback address.
             connected = await _connect(*self._address)
-            self._connection = await websockets.connect(
-                f"{self.name}/v1/messages/json", sock=connected, open_timeout=OPEN_SECONDS,
-                close_timeout=CLOSE_SECONDS, compression=None, max_size=_MESSAGE_BYTES)
-            # Who sends pings and does not read the answers would fill our memory with them.
-            self._connection.transport.set_write_buffer_limits(_UNREAD_BYTES)
-            self._connection.pause_writing = self._connection.transport.abort
-            await self._connection.send(json.dumps([events.ACKNOWLEDGEMENT_TOPIC]))
-            answer = await asyncio.wait_for(self._connection.recv(), OPEN_SECONDS)
-            complaint = events.refusal(answer)
+            self._reader, self._writer = await asyncio.open_connection(sock=connected)
+            self._writing = asyncio.Lock()
+            self._messages: asyncio.Queue[str | Exception] = asyncio.Queue(_UNREAD_MESSAGES)
+            self._part = b""
+            self._protocol = _client(f"{self.name}/v1/messages/json")
+            self._protocol.send_request(self._protocol.connect())
+            await asyncio.wait_for(self._shake_hands(), OPEN_SECONDS)
+            self._reading = asyncio.create_task(self._read())
+            await self.send(json.dumps([events.ACKNOWLEDGEMENT_TOPIC]))
+            complaint = events.refusal(await asyncio.wait_for(self.receive(), OPEN_SECONDS))
         if complaint:
             raise ConnectionFailed(f"{self.name}: {complaint}")
 
     async def send(self, message: str) -> None:
         with self._failures():
-            self._connection.transport.set_write_buffer_limits(len(message) + _UNREAD_BYTES)
-            await self._connection.send(message)
+            self._protocol.send_text(message.encode())
+            await asyncio.wait_for(self._write(), OPEN_SECONDS)
 
     async def receive(self) -> str:
         with self._failures():
-            text: str = await self._connection.recv()
-        return text
+            message = await self._messages.get()
+            if isinstance(message, Exception):
+                raise message
+        return message
 
     async def close(self) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(ConnectionFailed), self._failures():
-                # Its own timeout begins only when what was to be sent before is sent.
-                await asyncio.wait_for(self._connection.close(), CLOSE_SECONDS)
-            self._connection.transport.abort()
-            self._connection = None
+        if self._writer is not None:
+            with contextlib.suppress(ConnectionFailed, AttributeError), self._failures():  # it was never opened
+                self._reading.cancel()
+                self._protocol.send_close(1000)
+                await asyncio.wait_for(self._write(), CLOSE_SECONDS)
+                await asyncio.wait_for(self._end(), CLOSE_SECONDS)
+            self._writer.transport.abort()
+            self._writer = None
+
+    async def _end(self) -> None:
+        """Waits until the other side closes, too."""
+        while await self._reader.read(_READ_BYTES):
+            pass
+
+    async def _shake_hands(self) -> None:
+        await self._write()
+        while self._protocol.state.name == "CONNECTING" and not self._protocol.handshake_exc:
+            await self._take_in()
+        if self._protocol.handshake_exc:
+            raise self._protocol.handshake_exc
+
+    async def _read(self) -> None:
+        """Reads, also while nobody waits for a message, because pings want answers."""
+        try:
+            while True:
+                await self._take_in()
+        except Exception as error:  # for whom it is, receive() has to say
+            await self._messages.put(error)
+
+    async def _take_in(self) -> None:
+        """Reads what has come, and no more before it is dealt with and answered."""
+        data = await self._reader.read(_READ_BYTES)
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+        for event in self._protocol.events_received():
+            if getattr(event, "opcode", None) in _DATA:
+                self._part += event.data
+                if event.fin:
+                    message, self._part = self._part, b""
+                    await self._messages.put(message.decode())
+        await self._write()
+        if self._protocol.parser_exc:
+            raise self._protocol.parser_exc
+        if not data:
+            raise EOFError("the connection has ended")
+
+    async def _write(self) -> None:
+        """Writes what the protocol wants to say; waits until the other side has read so much of it."""
+        assert self._writer is not None
+        async with self._writing:
+            for data in self._protocol.data_to_send():
+                if data:
+                    self._writer.write(data)
+                else:
+                    self._writer.write_eof()
+            await self._writer.drain()
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
         from websockets.exceptions import WebSocketException
         try:
             yield
-        except (OSError, asyncio.TimeoutError, ValueError, WebSocketException) as error:
+        except (OSError, EOFError, asyncio.TimeoutError, ValueError, WebSocketException) as error:
             raise ConnectionFailed(f"{self.name}: {str(error) or 'no answer in time'}") from error
+
+
+def _client(uri: str) -> Any:
+    """The library's client without input and output, which version 10.4 calls a connection."""
+    client: Any = importlib.import_module("websockets.client")
+    kind = getattr(client, "ClientProtocol", None) or client.ClientConnection
+    return kind(importlib.import_module("websockets.uri").parse_uri(uri), max_size=_MESSAGE_BYTES)
 
 
 async def _connect(host: str, port: int) -> socket.socket:
