@@ -613,6 +613,7 @@ def test_without_a_worker_in_zeek_conf(zeek_conf: ZeekConf, text: str) -> None:
 LOCAL_ZEEK = f"""
 @load {REPOSITORY}/scripts
 redef LogAscii::use_json = T;
+redef XDP_ERM::log_interval = 0sec;
 redef Log::default_rotation_interval = 0sec;
 """
 
@@ -625,7 +626,7 @@ def test_a_sensor_with_zeek_conf(zeek_conf: ZeekConf) -> None:
                         "interface = af_packet::${interface_section_name}\nworkers = 2\n")
     booted.write(f"{ZEEK}/share/zeek/site/local.zeek", LOCAL_ZEEK)
     booted.write(f"/etc/systemd/system/{systemd.PUBLISHER}.d/often.conf",
-                 f"[Service]\nExecStart=\nExecStart={XDP_ERM} publish --interval 1\n")
+                 f"[Unit]\nPartOf=zeek.target\n[Service]\nExecStart=\nExecStart={XDP_ERM} publish --interval 1\n")
     booted.xdp_erm("systemd", "install")
     booted.do("systemctl", "start", "multi-user.target")
     assert set(booted.attached()) == {"mon0"}
@@ -641,9 +642,11 @@ def test_a_sensor_with_zeek_conf(zeek_conf: ZeekConf) -> None:
 
     booted.send("mon0", 50)
     booted.wait_until("the report in the log", lambda: counted() == 50)
-    # The publisher stops before the worker that takes its reports, so the last one is there.
+    # Stopped together, as when the machine goes down: the publisher before the worker that takes its last report.
     booted.send("mon0", 7)
-    booted.do("systemctl", "stop", "zeek.target", systemd.PUBLISHER)
+    booted.do("systemctl", "stop", "zeek.target")
+    assert booted.state(systemd.PUBLISHER) == "inactive"
+    booted.wait_until("the manager's end", lambda: booted.state("zeek-manager") == "inactive")
     assert "did not reach Zeek" not in booted.log(systemd.PUBLISHER)
     assert counted() == 57
 
