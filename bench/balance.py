@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from xdp_erm_py.interface import attachment, nic
+from xdp_erm_py.interface import loader, nic
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab import generate
@@ -100,7 +100,7 @@ def arranged(config: InterfaceConfig | str | None) -> Iterator[Cable]:
                     nic.prepare(links, [links.find(SENSOR_INTERFACE)], False, lambda _: None)
                     links.attach(links.find(SENSOR_INTERFACE), program, "native")
             elif isinstance(config, InterfaceConfig):
-                attachment.attach(SENSOR_INTERFACE, config)
+                loader.attach(SENSOR_INTERFACE, config)
             else:
                 let_in_without_xdp()
         cable.wait_for_carrier()

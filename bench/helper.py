@@ -20,7 +20,7 @@ from typing import Any
 
 import websockets
 
-from xdp_erm_py.interface import attached, attachment
+from xdp_erm_py.interface import loader, ours
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab import generate
@@ -65,13 +65,13 @@ def _command(words: list[str], environment: dict[str, str]) -> None:
 def swapping(directory: Path, swaps: int) -> list[Row]:
     """Two configurations in turn, while packets come in."""
     with Cable() as cable, cable.sensor.entered():
-        attachment.attach(SENSOR_INTERFACE, CONFIGS[-1])
+        loader.attach(SENSOR_INTERFACE, CONFIGS[-1])
         cable.wait_for_carrier()
         took = []
         with Members(directory, SENSOR_INTERFACE, 1) as members:
             with Load(cable, generate.layout_of(512, 2011, False), RATE) as load:
                 for config in itertools.islice(itertools.cycle(CONFIGS), swaps):
-                    took.append(_milliseconds(attachment.attach, SENSOR_INTERFACE, config))
+                    took.append(_milliseconds(loader.attach, SENSOR_INTERFACE, config))
             arrived, made = settled(members), load.made()
     lost = made - sum(arrived.packets) - arrived.ring_drops
     return [Row(GROUP, "swap under traffic", "ms", took, "from call to return; the swap itself is atomic"),
@@ -82,9 +82,9 @@ def swapping(directory: Path, swaps: int) -> list[Row]:
 
 def memory() -> list[Row]:
     with Cable() as cable, cable.sensor.entered():
-        attachment.attach(SENSOR_INTERFACE, InterfaceConfig())
+        loader.attach(SENSOR_INTERFACE, InterfaceConfig())
         with Links() as links:
-            found = attached.find(links, SENSOR_INTERFACE)
+            found = ours.find(links, SENSOR_INTERFACE)
         assert found is not None
         rows = []
         with bpf.descriptor(bpf.program_fd(found.program_id)) as program:
@@ -115,7 +115,7 @@ def publishing(quick: bool) -> list[Row]:
     """The publisher as it runs beside Zeek, whose part a server plays that acknowledges each report."""
     interval, seconds = (0.5, 2.0) if quick else (DEFAULT_INTERVAL, 3 * DEFAULT_INTERVAL)
     with Cable() as cable, cable.sensor.entered(), tempfile.TemporaryDirectory(prefix="xdp-erm-bench-") as directory:
-        attachment.attach(SENSOR_INTERFACE, InterfaceConfig())
+        loader.attach(SENSOR_INTERFACE, InterfaceConfig())
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         with _zeek() as (port, reports), subprocess.Popen(
                 [sys.executable, XDP_ERM, "publish", "--interval", str(interval), "--websocket", f"127.0.0.1:{port}",

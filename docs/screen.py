@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from xdp_erm_py import display
-from xdp_erm_py.interface import attachment, stats
+from xdp_erm_py.interface import loader, stats
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 from xdp_erm_py.lab.traffic import SESSIONS, synthetic
 from xdp_erm_py.settings import InterfaceConfig
@@ -30,7 +30,7 @@ def readings() -> tuple[list[dict], list[dict], float]:
     """Two readings and the seconds between them."""
     with Cable() as cable:
         with cable.sensor.entered():
-            attachment.attach(SENSOR_INTERFACE, CONFIG)
+            loader.attach(SENSOR_INTERFACE, CONFIG)
         cable.wait_for_carrier()
         packets = synthetic(2000, PACKETS)
         arp = b"\xff" * 6 + bytes.fromhex("020000000001 0806").ljust(54, b"\0")

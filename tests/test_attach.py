@@ -22,7 +22,7 @@ from pyroute2 import IPRoute
 
 from xdp_erm_py import lab, shared
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attached, attachment, journal, nic, stats
+from xdp_erm_py.interface import journal, loader, nic, ours, stats
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.kernel.netlink import Refused
@@ -126,23 +126,23 @@ def map_fd(number: int) -> int:
 
 @pytest.mark.check
 def test_what_is_done_is_said(cable):
-    assert attachment.attach(SENSOR, DEFAULT) == [
+    assert loader.attach(SENSOR, DEFAULT) == [
         TURNED_OFF, ISOLATED, f"{SENSOR}: attached (native, program {link().program_id})"]
     assert (link().mode, link().mtu) == ("native", 3500)
     attached = link().program_id
-    assert attachment.detach(SENSOR) == [f"{SENSOR}: detached (program {attached})", TURNED_ON, RELEASED]
+    assert loader.detach(SENSOR) == [f"{SENSOR}: detached (program {attached})", TURNED_ON, RELEASED]
     assert link().program_id is None
 
 
 @pytest.mark.check
 def test_both_are_idempotent(cable):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     attached = link()
-    assert attachment.attach(SENSOR, DEFAULT) == [f"{SENSOR}: already attached (native, program {attached.program_id})"]
+    assert loader.attach(SENSOR, DEFAULT) == [f"{SENSOR}: already attached (native, program {attached.program_id})"]
     assert link() == attached
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     detached = link()
-    assert attachment.detach(SENSOR) == [f"{SENSOR}: xdp-erm is not attached"]
+    assert loader.detach(SENSOR) == [f"{SENSOR}: xdp-erm is not attached"]
     assert link() == detached
 
 
@@ -174,13 +174,13 @@ def test_an_alternative_name_does_as_well(cable, tmp_path):
 def test_nothing_is_left_behind(cable):
     before = link(), features(), sorted(os.listdir("/proc/self/fd"))
     long = tuple(f"10.0.{number}.1" for number in range(compiler.MOST_COMPARED + 1))
-    attachment.attach(SENSOR, InterfaceConfig(sources=("10.0.0.0/8",), targets=long))
-    attachment.attach(SENSOR, InterfaceConfig(vlan="strip", sources=long))
+    loader.attach(SENSOR, InterfaceConfig(sources=("10.0.0.0/8",), targets=long))
+    loader.attach(SENSOR, InterfaceConfig(vlan="strip", sources=long))
     with Links() as links:
-        maps = attached.find(links, SENSOR).maps
+        maps = ours.find(links, SENSOR).maps
     assert set(maps) == {"counters", "own_sessions", "senders", "sessions", "sources", "taken", "xdp_erm_state"}
     program_id = link().program_id
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     wait_until_gone(bpf.program_fd, program_id)
     for map_id in maps.values():
         wait_until_gone(map_fd, map_id)
@@ -189,8 +189,8 @@ def test_nothing_is_left_behind(cable):
 
 def test_an_interface_that_is_not_there(cable):
     with cable.switch.entered():
-        assert fails(attachment.attach, SENSOR, DEFAULT) == MISSING
-        assert fails(attachment.detach, SENSOR) == MISSING
+        assert fails(loader.attach, SENSOR, DEFAULT) == MISSING
+        assert fails(loader.detach, SENSOR) == MISSING
         assert fails(stats.snapshot, SENSOR) == MISSING
 
 
@@ -200,7 +200,7 @@ def test_stats_where_it_is_not_attached(cable):
 
 
 def test_it_is_found_by_its_network_namespace(cable):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     assert [interface["name"] for interface in stats.snapshot()] == [SENSOR]
     with cable.switch.entered():
         assert stats.snapshot() == []
@@ -208,7 +208,7 @@ def test_it_is_found_by_its_network_namespace(cable):
 
 def test_it_is_found_from_another_process_with_another_sys(cable):
     """`ip netns exec` gives its command a /sys of its own, in which nothing is pinned."""
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     enter = ["unshare", "--mount", "sh", "-c", 'mount -t sysfs none /sys && exec "$@"', "sh"]
     done = subprocess.run([*enter, *COMMAND, "stats", "--json"], capture_output=True, text=True, timeout=TIMEOUT,
                           check=True)
@@ -223,39 +223,39 @@ def test_it_is_found_from_another_process_with_another_sys(cable):
 def test_offloads_are_off_while_attached(cable):
     before = features()
     assert {name for name in OFFLOADS if before[name] == "on"} == OFFLOADS
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     assert {name for name, state in features().items() if state != before[name]} == OFFLOADS
-    attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))
-    attachment.detach(SENSOR)
+    loader.attach(SENSOR, InterfaceConfig(vlan="tagged"))
+    loader.detach(SENSOR)
     assert features() == before
 
 
 def test_an_offload_that_was_off_stays_off(cable):
     turn("off", "rxvlan")
     before = features()
-    attachment.attach(SENSOR, DEFAULT)
-    attachment.detach(SENSOR)
+    loader.attach(SENSOR, DEFAULT)
+    loader.detach(SENSOR)
     assert features() == before
 
 
 def test_an_offload_somebody_turned_on_is_turned_off_again_and_comes_back(cable):
     turn("off", "rxvlan")
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     turn("on", "rxvlan")
-    assert attachment.attach(SENSOR, DEFAULT) == [
+    assert loader.attach(SENSOR, DEFAULT) == [
         f"{SENSOR}: turned off rx-vlan-hw-parse",
         f"{SENSOR}: already attached (native, program {link().program_id})"]
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert features()["rx-vlan-offload"] == "on"
 
 
 def test_what_somebody_else_changed_is_left_alone(cable):
     set_mtu(1500)
-    attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
     turn("on", "rxvlan")
     turn("off", "tx-checksum-ip-generic")
     set_mtu(2000)
-    said = attachment.detach(SENSOR)
+    said = loader.detach(SENSOR)
     assert said[1:] == [f"{SENSOR}: turned on rx-checksum, rx-vlan-stag-hw-parse again", RELEASED]
     after = features()
     assert (link().mtu, after["rx-vlan-offload"], after["tx-checksum-ip-generic"]) == (2000, "on", "off")
@@ -263,7 +263,7 @@ def test_what_somebody_else_changed_is_left_alone(cable):
 
 def test_a_small_mtu_is_warned_of(cable):
     set_mtu(1553)
-    assert attachment.attach(SENSOR, DEFAULT)[0] == (
+    assert loader.attach(SENSOR, DEFAULT)[0] == (
         f"{SENSOR}: warning: MTU is 1553; full-size mirrored frames need 1554: use --set-mtu or "
         f"`ip link set dev {SENSOR} mtu 1554`")
     assert link().mtu == 1553
@@ -272,29 +272,29 @@ def test_a_small_mtu_is_warned_of(cable):
 @pytest.mark.check
 def test_a_small_mtu_is_set_and_comes_back(cable):
     set_mtu(1500)
-    assert attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))[0] == f"{SENSOR}: set MTU to 1554 (was 1500)"
-    attachment.attach(SENSOR, InterfaceConfig(set_mtu=True, vlan="tagged"))
+    assert loader.attach(SENSOR, InterfaceConfig(set_mtu=True))[0] == f"{SENSOR}: set MTU to 1554 (was 1500)"
+    loader.attach(SENSOR, InterfaceConfig(set_mtu=True, vlan="tagged"))
     assert link().mtu == 1554
-    assert f"{SENSOR}: MTU is 1500 again" in attachment.detach(SENSOR)
+    assert f"{SENSOR}: MTU is 1500 again" in loader.detach(SENSOR)
     assert link().mtu == 1500
 
 
 def test_a_small_mtu_can_be_set_later(cable):
     set_mtu(1500)
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     program_id = link().program_id
-    assert attachment.attach(SENSOR, InterfaceConfig(set_mtu=True)) == [
+    assert loader.attach(SENSOR, InterfaceConfig(set_mtu=True)) == [
         f"{SENSOR}: set MTU to 1554 (was 1500)", f"{SENSOR}: already attached (native, program {program_id})"]
     interface, = stats.snapshot(SENSOR)
     assert interface["config"]["set_mtu"] is True
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert link().mtu == 1500
 
 
 @pytest.mark.parametrize("mtu", [1554, 3500])
 def test_an_mtu_that_is_large_enough_stays(cable, mtu):
     set_mtu(mtu)
-    assert "MTU" not in " ".join(attachment.attach(SENSOR, InterfaceConfig(set_mtu=True)) + attachment.detach(SENSOR))
+    assert "MTU" not in " ".join(loader.attach(SENSOR, InterfaceConfig(set_mtu=True)) + loader.detach(SENSOR))
     assert link().mtu == mtu
 
 
@@ -302,7 +302,7 @@ def test_a_failed_attach_leaves_the_nic_as_it_was(cable):
     with bridge() as name:
         set_mtu(1500, name)
         before = link(name), features(name)
-        message = fails(attachment.attach, name, InterfaceConfig(mode="native", set_mtu=True))
+        message = fails(loader.attach, name, InterfaceConfig(mode="native", set_mtu=True))
         assert re.fullmatch(refusal(name, ".*"), message)
         assert (link(name), features(name)) == before
 
@@ -317,7 +317,7 @@ def test_an_attach_that_ends_half_way_leaves_the_nic_as_it_was(cable, monkeypatc
     before = link(), features()
     monkeypatch.setattr(owner, step, fail)
     with pytest.raises(problem, match="no more"):
-        attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+        loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
     assert (link(), features()) == before
 
 
@@ -329,7 +329,7 @@ def test_swaps_under_traffic(cable, mode):
     configs = [InterfaceConfig(mode=mode), InterfaceConfig(mode=mode, depth=3, sources=("198.51.100.0/24",)),
                InterfaceConfig(mode=mode, sources=("198.51.100.0/24",), targets=("192.0.2.1",)),
                InterfaceConfig(mode=mode, port=(7932, 7933))] * 3
-    attachment.attach(SENSOR, configs[-1])
+    loader.attach(SENSOR, configs[-1])
     cable.wait_for_carrier()
     done, sent_bytes = threading.Event(), 0
 
@@ -347,7 +347,7 @@ def test_swaps_under_traffic(cable, mode):
         try:
             for config in configs:
                 before, counted = link().program_id, counters()["decapsulated"]["packets"]
-                said = attachment.attach(SENSOR, config)
+                said = loader.attach(SENSOR, config)
                 assert said == [f"{SENSOR}: swapped the program ({mode}, program {link().program_id})"]
                 assert link().program_id != before
                 assert counters()["decapsulated"]["packets"] > counted, "no traffic during the swap"
@@ -368,7 +368,7 @@ def test_swaps_under_traffic(cable, mode):
 @pytest.mark.parametrize("name", [SENSOR, None])
 def test_a_program_that_is_swapped_while_it_is_read_is_not_missed(cable, monkeypatch, owner, step, name):
     """Each of the calls may be the one that finds the old program, or a map of it, gone."""
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     original = getattr(owner, step)
     for number in range(100):
         calls = 0
@@ -391,18 +391,18 @@ def test_each_attachment_is_told_from_the_one_before(cable):
     """However soon it comes; swaps keep what it is known by."""
     known = []
     for _ in range(3):
-        attachment.attach(SENSOR, DEFAULT)
+        loader.attach(SENSOR, DEFAULT)
         known.append(stats.snapshot(SENSOR)[0]["id"])
-        attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+        loader.attach(SENSOR, InterfaceConfig(vlan="strip"))
         assert stats.snapshot(SENSOR)[0]["id"] == known[-1]
-        attachment.detach(SENSOR)
+        loader.detach(SENSOR)
     assert len(set(known)) == 3
 
 
 @pytest.mark.parametrize("act", [lambda: stats.snapshot(), lambda: stats.snapshot(SENSOR)])
 def test_a_file_that_is_missing_is_no_swap(cable, monkeypatch, act):
     """It is said, not looked for over and over, and no descriptor is left open."""
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     monkeypatch.setattr(bpf, "_POSSIBLE", Path("/nowhere/possible"))
     before = sorted(os.listdir("/proc/self/fd"))
     assert fails(act) == "/nowhere/possible cannot be read: No such file or directory"
@@ -412,12 +412,12 @@ def test_a_file_that_is_missing_is_no_swap(cable, monkeypatch, act):
 
 def test_a_changed_mode_keeps_the_counters(cable):
     packets = list(synthetic(flows=20, packets=100))
-    attachment.attach(SENSOR, NATIVE)
+    loader.attach(SENSOR, NATIVE)
     since = [stats.snapshot(SENSOR)[0][name] for name in ("id", "attached_at", "since_boot")]
     assert 0 < time.clock_gettime(time.CLOCK_BOOTTIME) - since[2] < TIMEOUT
     for number, (before, config) in enumerate([("native", GENERIC), ("generic", NATIVE), ("native", GENERIC)], 1):
         assert mirror(cable, packets).identical == 100
-        assert attachment.attach(SENSOR, config) == [
+        assert loader.attach(SENSOR, config) == [
             f"{SENSOR}: the kernel allows no two programs, so there was none for a moment while the mode changed from "
             f"{before}", f"{SENSOR}: attached ({config.mode}, program {link().program_id})"]
         interface, = stats.snapshot(SENSOR)
@@ -431,7 +431,7 @@ def test_the_counters_of_all_cpus_are_summed(cable):
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
         pytest.skip("there is only one CPU")
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     packets = list(synthetic(flows=20, packets=100))
     try:
         for cpu in cpus[:2]:  # a veth receives where its other end sends
@@ -446,19 +446,19 @@ def test_the_counters_of_all_cpus_are_summed(cable):
 
 
 def test_mode_auto_leaves_the_mode_as_it_is(cable):
-    attachment.attach(SENSOR, GENERIC)
-    attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))
+    loader.attach(SENSOR, GENERIC)
+    loader.attach(SENSOR, InterfaceConfig(vlan="tagged"))
     assert link().mode == "generic"
 
 
 def test_sessions_can_be_turned_off_and_on(cable):
     packets = list(synthetic(flows=20, packets=100))
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     mirror(cable, packets)
-    attachment.attach(SENSOR, InterfaceConfig(sessions=False))
+    loader.attach(SENSOR, InterfaceConfig(sessions=False))
     mirror(cable, packets)
     assert stats.snapshot(SENSOR)[0]["sessions"] == []
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     mirror(cable, packets)
     interface, = stats.snapshot(SENSOR)
     assert interface["counters"]["decapsulated"]["packets"] == 300
@@ -466,16 +466,16 @@ def test_sessions_can_be_turned_off_and_on(cable):
 
 
 def test_a_version_whose_counters_look_different_starts_from_zero(cable, tmp_path, monkeypatch):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     mirror(cable, synthetic(flows=5, packets=10))
     other = tmp_path / "bpf"
     shutil.copytree(shared.BPF_DIRECTORY, other)
     header = other / "shared.h"
     header.write_text(header.read_text().replace("MAX_SESSIONS 1024", "MAX_SESSIONS 2048"))
     monkeypatch.setattr(shared, "BPF_DIRECTORY", other)
-    said = attachment.attach(SENSOR, DEFAULT)
+    said = loader.attach(SENSOR, DEFAULT)
     assert (f"{SENSOR}: counters start again from zero: the attached program was of another version "
-            f"({attachment.__version__})") in said
+            f"({loader.__version__})") in said
     assert counters()["decapsulated"]["packets"] == 0
 
 
@@ -483,7 +483,7 @@ def test_a_version_whose_counters_look_different_starts_from_zero(cable, tmp_pat
 
 def test_auto_falls_back_to_generic(cable):
     with bridge() as name:
-        said = attachment.attach(name, DEFAULT)
+        said = loader.attach(name, DEFAULT)
         *_, falls_back, attached = said
         assert re.fullmatch(rf"{name}: the driver refuses native XDP \(.+\): using generic mode, which is slower",
                             falls_back)
@@ -494,16 +494,16 @@ def test_auto_falls_back_to_generic(cable):
 def test_native_is_refused(cable):
     with bridge() as name:
         before = link(name), features(name)
-        message = fails(attachment.attach, name, NATIVE)
+        message = fails(loader.attach, name, NATIVE)
         assert re.fullmatch(refusal(name, ".+"), message)
         assert (link(name), features(name)) == before
 
 
 def test_a_refused_change_of_mode_keeps_the_old_program(cable):
     with bridge() as name:
-        attachment.attach(name, GENERIC)
+        loader.attach(name, GENERIC)
         before = link(name), features(name), stats.snapshot(name)
-        fails(attachment.attach, name, NATIVE)
+        fails(loader.attach, name, NATIVE)
         assert (link(name), features(name), stats.snapshot(name)) == before
 
 
@@ -512,9 +512,9 @@ def test_an_old_program_that_cannot_be_put_back_is_told_of(cable, monkeypatch):
         raise Refused(errno.EOPNOTSUPP, f"no {mode} today")
 
     with bridge() as name:
-        attachment.attach(name, GENERIC)
+        loader.attach(name, GENERIC)
         monkeypatch.setattr(Links, "attach", refuse)
-        assert fails(attachment.attach, name, NATIVE) == (
+        assert fails(loader.attach, name, NATIVE) == (
             f"{name}: XDP is refused in native mode: no native today; --mode generic works with every driver; the "
             "program from before cannot be put back: no generic today; ERM is not decapsulated now")
         assert link(name).program_id is None
@@ -529,20 +529,20 @@ def test_a_foreign_program_stays(cable, mode, program):
     program_id = foreign.attach(SENSOR, mode, program)
     before = link(), features()
     keyword = {"native": "xdpdrv", "generic": "xdpgeneric"}[mode]
-    message = fails(attachment.attach, SENSOR, DEFAULT)
+    message = fails(loader.attach, SENSOR, DEFAULT)
     assert message == (f"{SENSOR}: another XDP program is attached (program {program_id}, {program}); free the "
                        f"interface with `ip link set dev {SENSOR} {keyword} off`, or replace it with --force")
-    assert attachment.detach(SENSOR) == [f"{SENSOR}: program {program_id} ({program}) is not ours and stays"]
+    assert loader.detach(SENSOR) == [f"{SENSOR}: program {program_id} ({program}) is not ours and stays"]
     assert (link(), features()) == before
     assert stats.snapshot() == []
     # What the message says is what helps.
     subprocess.run(re.search("`(.*)`", message)[1].split(), timeout=TIMEOUT, check=True)
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
 
 
 def test_the_dispatcher_of_libxdp_stays(cable):
     program_id = foreign.attach(SENSOR, "native", "xdp_dispatcher")
-    assert fails(attachment.attach, SENSOR, DEFAULT) == (
+    assert fails(loader.attach, SENSOR, DEFAULT) == (
         f"{SENSOR}: libxdp's dispatcher (program {program_id}, xdp_dispatcher) holds the interface; free it with "
         f"`xdp-loader unload {SENSOR} --all`, or replace it with --force")
     assert link().program_id == program_id
@@ -551,7 +551,7 @@ def test_the_dispatcher_of_libxdp_stays(cable):
 @pytest.mark.parametrize("mode", ["native", "generic"])
 def test_force_replaces_a_foreign_program(cable, mode):
     program_id = foreign.attach(SENSOR, mode)
-    said = attachment.attach(SENSOR, DEFAULT, force=True)
+    said = loader.attach(SENSOR, DEFAULT, force=True)
     assert said[-1] == (f"{SENSOR}: replaced program {program_id} of somebody else ({mode}, program "
                         f"{link().program_id})")
     wait_until_gone(bpf.program_fd, program_id)
@@ -562,7 +562,7 @@ def test_force_replaces_a_foreign_program(cable, mode):
 def test_a_bpf_link_cannot_be_replaced(cable, config):
     with foreign.linked(SENSOR) as program_id:
         before = link(), features()
-        assert fails(attachment.attach, SENSOR, config, force=True) == (
+        assert fails(loader.attach, SENSOR, config, force=True) == (
             f"{SENSOR}: program {program_id} is held by a BPF link, which only its owner can release: stop that "
             "process (`bpftool link` names it)")
         assert (link(), features()) == before
@@ -590,18 +590,18 @@ def test_waiting_has_an_end(cable, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(journal, "LOCK_SECONDS", 0.2)
     with journal.LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for act in (lambda: attachment.attach(SENSOR, DEFAULT), lambda: attachment.detach(SENSOR)):
+        for act in (lambda: loader.attach(SENSOR, DEFAULT), lambda: loader.detach(SENSOR)):
             assert fails(act) == f"another xdp-erm has held {tmp_path}/lock for 0.2 s; `fuser {tmp_path}/lock` names it"
     assert link().program_id is None
     assert capsys.readouterr().err == "waiting for another xdp-erm to finish\n" * 2
 
 
 def test_an_interface_deleted_while_attached(cable):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     program_id = link().program_id
     delete_sensor()
     assert fails(stats.snapshot, SENSOR) == MISSING
-    assert fails(attachment.detach, SENSOR) == MISSING
+    assert fails(loader.detach, SENSOR) == MISSING
     assert stats.snapshot() == []
     wait_until_gone(bpf.program_fd, program_id)
 
@@ -630,6 +630,6 @@ def test_an_interface_deleted_half_way(cable, monkeypatch, when, owner, step, me
     monkeypatch.setattr(owner, step, interrupted)
     set_mtu(1500)
     before = link()
-    assert fails(attachment.attach, SENSOR, InterfaceConfig(set_mtu=True)) == message
+    assert fails(loader.attach, SENSOR, InterfaceConfig(set_mtu=True)) == message
     with journal.exclusive() as entries:
         assert entries.unfinished(before) == {}

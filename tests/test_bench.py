@@ -18,7 +18,7 @@ from machine import needs_zeek
 from bench import alternatives, balance, cost, helper, load, table, way, zeek
 from bench.__main__ import main
 from xdp_erm_py import lab
-from xdp_erm_py.interface import attached, isolation
+from xdp_erm_py.interface import isolation, ours
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.lab import generate
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
@@ -179,7 +179,7 @@ def test_all_maps_have_a_size(xdp: None) -> None:
     sizes = {row.name: row.values[0] for row in helper.memory()}
     assert all(size > 0 for size in sizes.values())
     assert {"program, jited", "program, translated", "map counters", "map sessions",
-            f"map {attached.STATE_MAP}"} <= sizes.keys()
+            f"map {ours.STATE_MAP}"} <= sizes.keys()
 
 
 # All of it

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from xdp_erm_py import __version__, lab, shared
-from xdp_erm_py.interface import attachment, stats
+from xdp_erm_py.interface import loader, stats
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
@@ -53,7 +53,7 @@ def outcome(*arguments: str, **options) -> tuple[int, str, str]:
 @pytest.fixture
 def attached(cable):
     """The cable, with xdp-erm at its sensor's end; gives the program's id."""
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     cable.wait_for_carrier()
     with Links() as links:
         return links.find(SENSOR).program_id
@@ -143,7 +143,7 @@ def test_json(cable, attached):
 @pytest.fixture
 def foreign(cable):
     """The cable, and at its end xdp-erm with an allow list, after 25 senders that are not on it: 10.0.0.N sent N."""
-    attachment.attach(SENSOR, InterfaceConfig(sources=("192.0.2.0/24",)))
+    loader.attach(SENSOR, InterfaceConfig(sources=("192.0.2.0/24",)))
     cable.wait_for_carrier()
     packet = next(iter(synthetic(flows=1, packets=1))).sent
     for number in range(1, 26):
@@ -167,9 +167,9 @@ def test_json_of_foreign_senders(foreign):
     for sender in found:
         assert list(sender) == ["source", "packets", "bytes", "last_seen"]
         assert re.fullmatch(UTC_SECONDS.replace("Z", r"\.\d{3}Z"), sender["last_seen"])
-    attachment.attach(SENSOR, InterfaceConfig(sources=("192.0.2.0/25",), targets=("192.0.2.1",)))
+    loader.attach(SENSOR, InterfaceConfig(sources=("192.0.2.0/25",), targets=("192.0.2.1",)))
     assert [sender["packets"] for sender in senders()] == list(range(25, 0, -1))
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     assert senders() == []
 
 
@@ -279,7 +279,7 @@ def test_watch_ends_when_the_interface_goes(cable, attached):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             process.stdout.readline()
-            attachment.detach(SENSOR)
+            loader.detach(SENSOR)
             _, errors = process.communicate(timeout=TIMEOUT)
         finally:
             process.kill()
@@ -458,7 +458,7 @@ def test_an_unknown_command():
 
 def test_an_attach_that_is_interrupted(cable):
     """Ctrl-C while it waits for another: nothing has changed, and no traceback."""
-    with attachment.exclusive(), subprocess.Popen([*COMMAND, "attach", SENSOR], stderr=subprocess.PIPE) as process:
+    with loader.exclusive(), subprocess.Popen([*COMMAND, "attach", SENSOR], stderr=subprocess.PIPE) as process:
         try:
             assert process.stderr.readline() == b"waiting for another xdp-erm to finish\n"
             process.send_signal(signal.SIGINT)

@@ -22,7 +22,7 @@ from shell import TIMEOUT, shell
 from xdp_erm_py import cli, config, doctor, shared, systemd
 from xdp_erm_py.doctor import OK, PROBLEM, WARNING, Patient
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attached, attachment, isolation, journal, nic, programs, spread, stats, topology
+from xdp_erm_py.interface import isolation, journal, loader, nic, ours, programs, spread, stats, topology
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
@@ -128,7 +128,7 @@ def test_interfaces(cable):
     assert [finding.result for finding in doctor.examine([]) if finding.check == "interfaces"] == [PROBLEM]
     config.DEFAULT_PATH.write_text("interfaces: {eth7: {}}")
     assert examined() == ["eth7"]
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     assert examined() == ["eth7", SENSOR]
     assert examined("lo", "lo") == ["lo"]
     shell(f"ip link property add dev {SENSOR} altname uplink0")
@@ -189,7 +189,7 @@ def test_allow_lists(cable):
     config.DEFAULT_PATH.write_text("defaults: {sources: [192.0.2.0/24], port: [7933]}")
     says("allow_lists", OK, "`sources` is 192.0.2.0/24")
     says("allow_lists", WARNING, "`targets` is not set", "port 7933")
-    attachment.attach(SENSOR, InterfaceConfig(targets=("192.0.2.1",)))
+    loader.attach(SENSOR, InterfaceConfig(targets=("192.0.2.1",)))
     says("allow_lists", WARNING, "`sources` is not set", "port 7932")
     says("allow_lists", OK, "`targets` is 192.0.2.1")
 
@@ -204,7 +204,7 @@ def test_program(cable):
     says("program", PROBLEM, "not attached although a systemd unit shall do it", f"`xdp-erm attach {SENSOR}`")
     theirs = foreign.attach(SENSOR, "native")
     says("program", PROBLEM, f"another XDP program is attached (program {theirs}, somebody); free the interface")
-    attachment.attach(SENSOR, InterfaceConfig(), force=True)
+    loader.attach(SENSOR, InterfaceConfig(), force=True)
     well("program", "xdp-erm is attached (native, program ")
 
 
@@ -220,18 +220,18 @@ def test_names_in_units(instance, name):
 # What our program is attached to
 
 def test_mode(cable):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     well("mode", "native mode")
-    attachment.attach(SENSOR, InterfaceConfig(mode="generic"))
+    loader.attach(SENSOR, InterfaceConfig(mode="generic"))
     well("mode", "generic mode")
     shell("ip link add bridge0 type bridge")  # its driver knows no native XDP
-    attachment.attach("bridge0", InterfaceConfig())
+    loader.attach("bridge0", InterfaceConfig())
     (result, text), = found("mode", "bridge0")
     assert (result, "generic mode, which is slower: the driver refuses native XDP (" in text) == (WARNING, True)
 
 
 def test_isolation(cable):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     well("isolated")
     filters.take_away(SENSOR)
     says("isolated", PROBLEM, f"`xdp-erm attach {SENSOR}` puts it back")
@@ -242,17 +242,17 @@ def test_isolation(cable):
     assert [result for result, _ in found("isolated")] == [PROBLEM, PROBLEM]
     says("isolated", PROBLEM, "at least 9 of 9 mirrored frames have reached the host's own network stack: `xdp-erm "
                               f"attach {SENSOR}` ends it")
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     well("isolated", "mirrored frames are kept from the host's own network stack (")
-    attachment.attach(SENSOR, InterfaceConfig(isolate=False))
+    loader.attach(SENSOR, InterfaceConfig(isolate=False))
     says("isolated", WARNING, "`isolate` is off")
 
 
 def test_what_comes_before_the_filter(cable):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     filters.add_tcx(SENSOR, filters.NEXT)
     says("isolated", WARNING, "(theirs) sees mirrored frames before our filter (tcx)", f"`xdp-erm attach {SENSOR}`")
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     well("isolated")
 
 
@@ -267,12 +267,12 @@ def test_tags_that_came_beside_the_wrapping(monkeypatch):
 
 
 def test_offloads(cable, monkeypatch):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     well("offloads")
     shell(f"ethtool -K {SENSOR} rx-checksum on")
     assert found("offloads") == [(PROBLEM, f"rx-checksum is on; it {nic.FEATURES['rx-checksum']}: `xdp-erm attach "
                                            f"{SENSOR}` turns it off")]
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     well("offloads")
     with Links() as links:
         attached, loopback = nic.harmful(links.find(SENSOR)), nic.harmful(links.find("lo"))
@@ -289,7 +289,7 @@ def count(wanted: str, number: int) -> None:
 
 
 def test_packets(cable):
-    attachment.attach(SENSOR, InterfaceConfig(sources=("198.51.100.0/24",)))
+    loader.attach(SENSOR, InterfaceConfig(sources=("198.51.100.0/24",)))
     cable.wait_for_carrier()
     assert [result for result, _ in found("packets")] == [WARNING]
     says("packets", WARNING, "no packet has come")
@@ -358,9 +358,9 @@ def test_queues():
 
 
 def test_reports(cable):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     with Links() as links:
-        state = attached.find(links, SENSOR).state
+        state = ours.find(links, SENSOR).state
     assert found("reports") == []  # no publisher, which is said already
     with publisher():
         well("reports", "Zeek has taken no report yet")  # it is attached since a moment ago
@@ -381,7 +381,7 @@ def test_reports(cable):
 
 
 def test_a_publisher_whose_reports_never_arrived(cable, monkeypatch):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     with publisher():
         now = time.time()
         for later, result, words in ((40, OK, "Zeek has taken no report yet"),
@@ -398,7 +398,7 @@ def state() -> list[Any]:
     """All that a doctor could change."""
     with Links() as links:
         link = links.find(SENSOR)
-        carried = copy.deepcopy(attached.attachment_of(link))
+        carried = copy.deepcopy(ours.attachment_of(link))
     lock = journal.LOCK.stat().st_mtime_ns if journal.LOCK.exists() else None
     rest = filters.everything(SENSOR) + shell(f"ethtool -k {SENSOR}; tc qdisc; ip address")
     return [link, carried, lock, rest]
@@ -407,7 +407,7 @@ def state() -> list[Any]:
 @pytest.mark.parametrize("attached", [False, True])
 def test_nothing_changes(cable, attached):
     if attached:
-        attachment.attach(SENSOR, InterfaceConfig())
+        loader.attach(SENSOR, InterfaceConfig())
         shell(f"ethtool -K {SENSOR} rx-checksum on")
         filters.take_away(SENSOR)
     before = state(), sorted(os.listdir("/proc/self/fd"))
@@ -418,7 +418,7 @@ def test_nothing_changes(cable, attached):
 def test_a_check_that_cannot_be_made_does_not_keep_the_others_from_being(cable, monkeypatch):
     def refuse(_):
         raise XdpErmError(f"{SENSOR}: its offloads cannot be read: why")
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     monkeypatch.setattr(nic, "harmful", refuse)
     monkeypatch.setattr(topology, "check", lambda _: importlib.import_module("no_such_module"))
     says("offloads", PROBLEM, "its offloads cannot be read: why")
@@ -433,7 +433,7 @@ def run(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedPr
 
 
 def test_the_command(cable, tmp_path, capsys):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     assert cli.main(["doctor", SENSOR]) == 0  # warnings are no problems
     lines = capsys.readouterr().out.splitlines()
     assert f"ok       {SENSOR}: native mode" in lines and "ok       host: BPF can be used" in lines
@@ -462,7 +462,7 @@ def test_a_name_that_is_none():
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming nobody needs root")
 def test_without_root(cable):
     """What needs no rights is looked at."""
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     prefix = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search",
               "--ambient-caps=+dac_read_search", "env", "PYTHONDONTWRITEBYTECODE=1")
     done = run(SENSOR, prefix=prefix)

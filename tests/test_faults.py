@@ -21,7 +21,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from xdp_erm_py import lab, shared
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attachment, isolation, journal, stats
+from xdp_erm_py.interface import isolation, journal, loader, stats
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
@@ -87,85 +87,85 @@ def test_detach_during_attach(cable, commands):
         _, said = process.communicate(timeout=TIMEOUT)
         assert (process.returncode, said) == (0, "")
     assert {interface["name"] for interface in stats.snapshot()} in (set(), {SENSOR})
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert everything() == before
 
 
 @pytest.mark.check
 def test_interface_down_and_up(cable):
     before = everything()
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     assert decapsulates(cable)
     change(SENSOR, state="down")
     assert counted() == 50
-    attachment.attach(SENSOR, InterfaceConfig(mode="native", sessions=False))  # a swap while it is down
+    loader.attach(SENSOR, InterfaceConfig(mode="native", sessions=False))  # a swap while it is down
     change(SENSOR, state="up")
     cable.wait_for_carrier()
     assert decapsulates(cable)
     assert counted() == 100
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert everything() == before
 
 
 def test_attach_and_detach_while_down(cable):
     before = everything()
     change(SENSOR, state="down")
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     change(SENSOR, state="up")
     cable.wait_for_carrier()
     assert decapsulates(cable)
     change(SENSOR, state="down")
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     change(SENSOR, state="up")
     assert everything() == before
 
 
 def test_an_interface_with_a_new_name(cable):
     before = everything()
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     assert decapsulates(cable)
     rename("new0")
     assert counted("new0") == 50
-    assert "already attached" in attachment.attach("new0", DEFAULT)[0]
-    attachment.detach("new0")
+    assert "already attached" in loader.attach("new0", DEFAULT)[0]
+    loader.detach("new0")
     assert everything("new0") == before
 
 
 def test_a_new_name_between_a_killed_attach_and_the_next(cable, monkeypatch):
     before = everything()
-    monkeypatch.setattr(attachment, "_put", lambda *_: sys.exit("killed"))
-    monkeypatch.setattr(attachment.nic, "restore", lambda *_: [])
+    monkeypatch.setattr(loader, "_put", lambda *_: sys.exit("killed"))
+    monkeypatch.setattr(loader.nic, "restore", lambda *_: [])
     monkeypatch.setattr(isolation, "release", lambda *_: [])
     monkeypatch.setattr(journal.Journal, "end", lambda *_: None)
     with pytest.raises(SystemExit):
-        attachment.attach(SENSOR, DEFAULT)
+        loader.attach(SENSOR, DEFAULT)
     monkeypatch.undo()
     assert everything() != before
     rename("new0")
-    assert "killed half-way" in attachment.detach("new0")[0]
+    assert "killed half-way" in loader.detach("new0")[0]
     assert everything("new0") == before
 
 
 def test_an_interface_that_is_created_anew(cable):
     before = everything()
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     assert decapsulates(cable)
     with IPRoute() as route:
         route.link("del", index=route.link_lookup(ifname=SENSOR)[0])
     cable.plug()
     assert everything() == before
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     cable.wait_for_carrier()
     assert decapsulates(cable)
     assert counted() == 50
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert everything() == before
 
 
 def test_an_interface_in_another_network_namespace(cable):
     """Program and filter go with it, and are detached there; a filter of clsact does not, but is put there again."""
     before = everything()
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     assert decapsulates(cable)
     elsewhere = Namespace()
     try:
@@ -173,10 +173,10 @@ def test_an_interface_in_another_network_namespace(cable):
         assert stats.snapshot() == []
         with elsewhere.entered():
             assert counted() == 50
-            attachment.attach(SENSOR, DEFAULT)
+            loader.attach(SENSOR, DEFAULT)
             with Links() as links:
                 assert isolation.look(links.find(SENSOR)).by
-            attachment.detach(SENSOR)
+            loader.detach(SENSOR)
             change(SENSOR, state="up")  # as it was; moved interfaces are down
             assert everything() == before
             change(SENSOR, net_ns_fd=cable.sensor.fd)
@@ -186,35 +186,35 @@ def test_an_interface_in_another_network_namespace(cable):
 
 def test_an_mtu_that_shrinks_and_one_that_the_program_does_not_take(cable):
     before = everything()
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     change(SENSOR, mtu=1000)
-    assert "warning: MTU is 1000" in attachment.attach(SENSOR, DEFAULT)[0]
+    assert "warning: MTU is 1000" in loader.attach(SENSOR, DEFAULT)[0]
     with cable.switch.entered(), pytest.raises(NetlinkError):
         change(SWITCH, mtu=9000)
     change(SENSOR, mtu=3500)
     assert decapsulates(cable)
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert everything() == before
 
 
 def test_somebody_else_replaces_our_program(cable):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     with IPRoute() as route:
         route.link("set", index=route.link_lookup(ifname=SENSOR)[0], xdp_fd=-1)
     program_id = foreign.attach(SENSOR, "native")
     assert stats.snapshot() == []
     with pytest.raises(XdpErmError, match=rf"another XDP program is attached \(program {program_id}, somebody\)"):
-        attachment.attach(SENSOR, DEFAULT)
-    assert attachment.detach(SENSOR) == [f"{SENSOR}: program {program_id} (somebody) is not ours and stays",
+        loader.attach(SENSOR, DEFAULT)
+    assert loader.detach(SENSOR) == [f"{SENSOR}: program {program_id} (somebody) is not ours and stays",
                                          f"{SENSOR}: the host's own network stack sees all frames again"]
     with Links() as links:
         assert links.find(SENSOR).program_id == program_id
-    attachment.attach(SENSOR, DEFAULT, force=True)
+    loader.attach(SENSOR, DEFAULT, force=True)
     assert decapsulates(cable)
 
 
 def test_a_link_that_flaps_under_traffic(cable):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     cable.wait_for_carrier()
     done = threading.Event()
     sent = refused = 0
@@ -273,14 +273,14 @@ JOURNAL_REFUSED = "/run/xdp-erm.journal cannot be written: No space left on devi
 def test_a_run_that_takes_nothing(cable, monkeypatch, kept, prepare, attaching, reason):
     before = everything()
     if kept:
-        attachment.attach(SENSOR, InterfaceConfig())
-        attachment.detach(SENSOR)
+        loader.attach(SENSOR, InterfaceConfig())
+        loader.detach(SENSOR)
     else:
         monkeypatch.setenv(cache.VARIABLE, "/nowhere/cache")
     done = in_a_mount_namespace(prepare, "attach", SENSOR)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"xdp-erm: {attaching}\n")
     assert everything() == before
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     attached = everything()
     done = in_a_mount_namespace(prepare, "detach", SENSOR)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"xdp-erm: {reason}\n")
@@ -307,7 +307,7 @@ def test_few_descriptors(cable, command):
     """One more each time, until it does: before that, one line and nothing changed."""
     without = everything()
     if command == "detach":
-        attachment.attach(SENSOR, DEFAULT)
+        loader.attach(SENSOR, DEFAULT)
     before = everything()
     for descriptors in range(5, 40):  # Python does not start with fewer
         done = run("prlimit", f"--nofile={descriptors}", *COMMAND, command, SENSOR)
@@ -321,7 +321,7 @@ def test_few_descriptors(cable, command):
     assert descriptors > 6, "the limit does not count"
     assert done.returncode == 0
     if command == "attach":
-        attachment.detach(SENSOR)
+        loader.detach(SENSOR)
     assert everything() == without
 
 
@@ -344,7 +344,7 @@ def test_an_upgrade_under_traffic(cable, tmp_path, monkeypatch):
     header = other / "shared.h"
     header.write_text(re.sub(r"(#define MARK) \S+", r"\1 0x12345678", header.read_text()))
     versions = itertools.cycle((other, shared.BPF_DIRECTORY))
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     cable.wait_for_carrier()
     done = threading.Event()
     with FanoutWorkers(cable, 2, operator.attrgetter("mirrored")) as workers:
@@ -355,7 +355,7 @@ def test_an_upgrade_under_traffic(cable, tmp_path, monkeypatch):
             for _ in range(4):
                 monkeypatch.setattr(shared, "BPF_DIRECTORY", next(versions))
                 before = counted()
-                said = attachment.attach(SENSOR, DEFAULT)
+                said = loader.attach(SENSOR, DEFAULT)
                 assert "by a newer filter" in said[0]
                 assert "swapped the program" in said[1]
                 assert counted() > before, "no traffic during the upgrade"

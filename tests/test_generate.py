@@ -12,7 +12,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from xdp_erm_py import cli
-from xdp_erm_py.interface import attachment, stats
+from xdp_erm_py.interface import loader, stats
 from xdp_erm_py.lab import fanout
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
 from xdp_erm_py.settings import InterfaceConfig
@@ -25,7 +25,7 @@ def generate(cable: Cable, *arguments: str) -> int:
 
 @pytest.mark.parametrize("ipv6", [False, True])
 def test_the_frames_are_the_ones_asked_for(cable: Cable, ipv6: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    attachment.attach(SENSOR_INTERFACE, InterfaceConfig())
+    loader.attach(SENSOR_INTERFACE, InterfaceConfig())
     cable.wait_for_carrier()
     receiver = fanout._fanout_member()
     options = ["--ipv6"] if ipv6 else []
@@ -62,7 +62,7 @@ def test_says_so_where_the_peer_takes_nothing(cable: Cable, capsys: pytest.Captu
 
 
 def test_what_the_kernel_sends_meanwhile_is_not_counted(cable: Cable, capsys: pytest.CaptureFixture[str]) -> None:
-    attachment.attach(SENSOR_INTERFACE, InterfaceConfig())
+    loader.attach(SENSOR_INTERFACE, InterfaceConfig())
     cable.wait_for_carrier()
     before = transmitted(cable)
     over = threading.Event()

@@ -28,7 +28,7 @@ from shell import TIMEOUT, shell
 
 from xdp_erm_py import lab, shared
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attached, attachment, isolation, journal, metadata, spread, stats
+from xdp_erm_py.interface import isolation, journal, loader, metadata, ours, spread, stats
 from xdp_erm_py.kernel import bpf, clsact, sysfs
 from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
@@ -169,7 +169,7 @@ def test_a_hostile_mirror_moves_nothing_of_the_host(sensor, mode, spread, vlan):
         shell(f"ip address flush dev {SENSOR} scope global; ip link set vlan0 up;"
               f"ip address add {ADDRESS}/24 dev vlan0; ip address add {ADDRESS6}/64 dev vlan0 nodad")
     tracks_connections()
-    attachment.attach(SENSOR, InterfaceConfig(mode=mode, vlan=vlan, spread=spread))
+    loader.attach(SENSOR, InterfaceConfig(mode=mode, vlan=vlan, spread=spread))
     sensor.wait_for_carrier()
     packets = hostile(mac())
     before = settled()
@@ -181,7 +181,7 @@ def test_a_hostile_mirror_moves_nothing_of_the_host(sensor, mode, spread, vlan):
 def test_without_isolation_the_host_answers(sensor):
     """The same frames, to show that they would be answered."""
     tracked = tracks_connections()
-    attachment.attach(SENSOR, InterfaceConfig(isolate=False, vlan="strip"))
+    loader.attach(SENSOR, InterfaceConfig(isolate=False, vlan="strip"))
     sensor.wait_for_carrier()
     packets = hostile(mac())
     before = settled()
@@ -196,7 +196,7 @@ def test_without_isolation_the_host_answers(sensor):
 @pytest.mark.check
 @pytest.mark.parametrize("mode", ["native", "generic"])
 def test_the_sensors_own_traffic_is_unaffected(sensor, mode):
-    attachment.attach(SENSOR, InterfaceConfig(mode=mode))
+    loader.attach(SENSOR, InterfaceConfig(mode=mode))
     sensor.wait_for_carrier()
     with sensor.switch.entered():
         shell(f"ip address add {OTHER}/24 dev {SWITCH}")
@@ -209,7 +209,7 @@ def test_a_bridge_gets_no_mirrored_frame(sensor):
     shell(f"ip link add bridge0 type bridge; ip link add out0 type veth peer name out1; ip address flush dev {SENSOR};"
           "ip link set out0 master bridge0 up; ip link set out1 up; ip link set bridge0 up;"
           f"ip link set {SENSOR} master bridge0")
-    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    loader.attach(SENSOR, InterfaceConfig(vlan="strip"))
     sensor.wait_for_carrier()
     mirror(sensor, hostile("02:00:00:00:05:01"), "strip")
     assert OTHER_MAC not in shell("bridge fdb show br bridge0")
@@ -250,19 +250,19 @@ def looked() -> isolation.Isolation:
 @pytest.mark.check
 def test_it_comes_and_goes(hook):
     before = filters.everything(SENSOR)
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     first = filters.everything(SENSOR)
     assert (places(), looked()) == (THERE[hook], (hook, ()))
-    attachment.attach(SENSOR, InterfaceConfig())
-    attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))
+    loader.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig(vlan="tagged"))
     assert filters.everything(SENSOR) == first
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert filters.everything(SENSOR) == before
 
 
 def test_a_hostile_mirror_moves_nothing_of_an_old_kernels_host(sensor, monkeypatch):
     old_kernel(monkeypatch)
-    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    loader.attach(SENSOR, InterfaceConfig(vlan="strip"))
     sensor.wait_for_carrier()
     packets = hostile(mac())
     before = settled()
@@ -275,18 +275,18 @@ def test_a_hostile_mirror_moves_nothing_of_an_old_kernels_host(sensor, monkeypat
 def test_somebody_elses_tcx_program_that_was_there_comes_after_ours(sensor, says):
     """What it lets pass comes past all filters of clsact."""
     filters.add_tcx(SENSOR, says)
-    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    loader.attach(SENSOR, InterfaceConfig(vlan="strip"))
     assert (filters.tcx(SENSOR), looked()) == ([FILTER, "theirs"], ("tcx", ()))
     sensor.wait_for_carrier()
     packets, before = hostile(mac()), received()
     mirror(sensor, packets, "strip")
     assert received() == before
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert filters.tcx(SENSOR) == ["theirs"]
 
 
 def test_their_tcx_program_that_comes_later_and_first_is_told_of_and_passed(sensor):
-    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    loader.attach(SENSOR, InterfaceConfig(vlan="strip"))
     sensor.wait_for_carrier()
     packets, before = hostile(mac()), received()
     filters.add_tcx(SENSOR, filters.PASS)
@@ -295,7 +295,7 @@ def test_their_tcx_program_that_comes_later_and_first_is_told_of_and_passed(sens
     assert (by, re.fullmatch(r"the tcx program \d+ \(theirs\)", theirs) is not None) == ("tcx", True)
     mirror(sensor, packets, "strip")
     assert received() != before
-    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    loader.attach(SENSOR, InterfaceConfig(vlan="strip"))
     assert (filters.tcx(SENSOR), looked()) == ([FILTER, "theirs", "theirs"], ("tcx", ()))
 
 
@@ -308,7 +308,7 @@ def test_somebody_who_attaches_at_the_same_time_is_no_hindrance(cable, monkeypat
         attach_tcx(*arguments)
 
     monkeypatch.setattr(bpf, "attach_tcx", interrupted)
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     assert filters.tcx(SENSOR) == [FILTER, "theirs"]
 
 
@@ -316,34 +316,34 @@ def test_somebody_who_attaches_at_the_same_time_is_no_hindrance(cable, monkeypat
 def test_a_qdisc_and_filters_that_were_there_stay(hook, qdisc):
     shell(f"tc qdisc add dev {SENSOR} {qdisc}")
     filters.add_clsact(SENSOR, 1)
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     # Theirs accepts all frames, which ends the matter.
     assert filters.tcx(SENSOR) + filters.clsact(SENSOR) == [FILTER if hook == "tcx" else OURS, "theirs"]
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert (filters.tcx(SENSOR), filters.clsact(SENSOR), qdisc in filters.qdiscs(SENSOR)) == ([], ["theirs"], True)
 
 
 def test_filters_that_came_later_stay_with_the_qdisc(cable, monkeypatch):
     old_kernel(monkeypatch)
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     filters.add_clsact(SENSOR, 7)
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert places() == ([], ["theirs"], True)
 
 
 def test_their_filter_that_comes_later_and_first_is_told_of_and_passed(cable, monkeypatch):
     old_kernel(monkeypatch)
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     filters.add_clsact(SENSOR, 1)
     assert looked() == ("clsact", ("the filter theirs of preference 1",))
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     assert (places(), looked()) == (([], [OURS + "+clsact", "theirs"], True), ("clsact", ()))
 
 
 def test_their_filter_still_sees_the_hosts_own_traffic(sensor, hook):
     shell(f"tc qdisc add dev {SENSOR} clsact")
     filters.add_clsact(SENSOR, 1, filters.DROP)
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     sensor.wait_for_carrier()
     with sensor.switch.entered():
         shell(f"ip address add {OTHER}/24 dev {SWITCH}")
@@ -374,20 +374,20 @@ def test_it_is_not_put_there_anew_where_it_could_come_no_sooner(monkeypatch):
 
 
 def test_it_is_switched_on_and_off_under_way(hook):
-    attachment.attach(SENSOR, InterfaceConfig(isolate=False))
+    loader.attach(SENSOR, InterfaceConfig(isolate=False))
     assert places() == NOTHING
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     assert places() == THERE[hook]
-    said = attachment.attach(SENSOR, InterfaceConfig(isolate=False))
+    said = loader.attach(SENSOR, InterfaceConfig(isolate=False))
     assert said[-1] == f"{SENSOR}: the host's own network stack sees all frames again"
     assert places() == NOTHING
 
 
 def test_a_filter_that_was_taken_away_is_put_back(hook):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     filters.take_away(SENSOR)
     assert looked() == (None, ())
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     assert places()[:2] == (THERE[hook][0], [OURS] if hook == "clsact" else [])
 
 
@@ -395,22 +395,22 @@ def test_a_filter_that_was_taken_away_is_put_back(hook):
 def test_a_filter_that_was_left_alone_is_removed(hook, gone):
     """Somebody took the program off, or a command was killed between filter and program."""
     if gone == "program":
-        attachment.attach(SENSOR, InterfaceConfig())
+        loader.attach(SENSOR, InterfaceConfig())
         shell(f"ip link set dev {SENSOR} xdp off")
     else:
         with Links() as links, isolation.counting({}) as taken:
             isolation.isolate(links.find(SENSOR), None, taken, lambda _: None)
-    assert attachment.detach(SENSOR) == [f"{SENSOR}: the host's own network stack sees all frames again"]
+    assert loader.detach(SENSOR) == [f"{SENSOR}: the host's own network stack sees all frames again"]
     assert places() == NOTHING
-    assert attachment.detach(SENSOR) == [f"{SENSOR}: xdp-erm is not attached"]
+    assert loader.detach(SENSOR) == [f"{SENSOR}: xdp-erm is not attached"]
 
 
 def test_a_refused_attach_leaves_no_filter(hook, monkeypatch):
     def refuses(*_):
         raise XdpErmError("no")
-    monkeypatch.setattr(attachment, "_attach", refuses)
+    monkeypatch.setattr(loader, "_attach", refuses)
     with pytest.raises(XdpErmError):
-        attachment.attach(SENSOR, InterfaceConfig())
+        loader.attach(SENSOR, InterfaceConfig())
     assert places() == NOTHING
 
 
@@ -421,9 +421,9 @@ def test_a_kernel_without_such_filters_is_not_attached_to(hook, monkeypatch):
     with pytest.raises(XdpErmError, match=rf"^{SENSOR}: decapsulated frames cannot be kept from the host's own network "
                                           r"stack, the kernel does not load the filter: .*isolate: false \(--no-isolate"
                                           r"\) attaches without$"):
-        attachment.attach(SENSOR, InterfaceConfig())
+        loader.attach(SENSOR, InterfaceConfig())
     assert stats.snapshot() == []
-    assert attachment.attach(SENSOR, InterfaceConfig(isolate=False))
+    assert loader.attach(SENSOR, InterfaceConfig(isolate=False))
 
 
 def test_a_driver_is_that_of_the_interface_of_this_network_namespace(xdp, monkeypatch):
@@ -470,15 +470,15 @@ def test_a_driver_that_does_not_hand_on_the_mark_is_used_in_generic_mode(cable, 
     reason = "native XDP of its driver (ena) is not known to carry the mark that isolation needs"
     with pytest.raises(XdpErmError, match=re.escape(
             f"{SENSOR}: {reason}: use generic mode (--mode auto), or isolate: false (--no-isolate)")):
-        attachment.attach(SENSOR, InterfaceConfig(mode="native"))
-    assert attachment.attach(SENSOR, InterfaceConfig())[0] == f"{SENSOR}: {reason}: using generic mode, which is slower"
+        loader.attach(SENSOR, InterfaceConfig(mode="native"))
+    assert loader.attach(SENSOR, InterfaceConfig())[0] == f"{SENSOR}: {reason}: using generic mode, which is slower"
     assert stats.snapshot(SENSOR)[0]["mode"] == "generic"
     with Links() as links:
-        assert attached.find(links, SENSOR).state["why_generic"] == reason
-    attachment.attach(SENSOR, InterfaceConfig(isolate=False, mode="native"))
+        assert ours.find(links, SENSOR).state["why_generic"] == reason
+    loader.attach(SENSOR, InterfaceConfig(isolate=False, mode="native"))
     assert stats.snapshot(SENSOR)[0]["mode"] == "native"
     with Links() as links:
-        assert attached.find(links, SENSOR).state["why_generic"] is None
+        assert ours.find(links, SENSOR).state["why_generic"] is None
 
 
 def test_frames_that_cannot_be_marked_change_the_mode_at_the_next_attach(cable, monkeypatch):
@@ -486,18 +486,18 @@ def test_frames_that_cannot_be_marked_change_the_mode_at_the_next_attach(cable, 
     counters = stats.counters
     monkeypatch.setattr(stats, "counters", lambda each: {**counters(each), "unmarked": {"packets": 12, "bytes": 0}})
     native = InterfaceConfig(mode="native")
-    attachment.attach(SENSOR, native)
-    attachment.attach(SENSOR, native)
+    loader.attach(SENSOR, native)
+    loader.attach(SENSOR, native)
     assert stats.snapshot(SENSOR)[0]["mode"] == "native"
-    attachment.detach(SENSOR)
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.detach(SENSOR)
+    loader.attach(SENSOR, InterfaceConfig())
     assert stats.snapshot(SENSOR)[0]["mode"] == "native"
     reason = "12 frames could not be marked for isolation in native mode, and stayed wrapped"
     for _ in range(2):
-        said = attachment.attach(SENSOR, InterfaceConfig())
+        said = loader.attach(SENSOR, InterfaceConfig())
         assert stats.snapshot(SENSOR)[0]["mode"] == "generic"
         with Links() as links:
-            assert attached.find(links, SENSOR).state["why_generic"] == reason
+            assert ours.find(links, SENSOR).state["why_generic"] == reason
     assert said == [f"{SENSOR}: already attached (generic, program {stats.snapshot(SENSOR)[0]['program_id']})"]
 
 
@@ -523,7 +523,7 @@ def upgrade(tmp_path, monkeypatch):
 def put_under_hostile_traffic(sensor, monkeypatch) -> list[tuple[list[str], list[str], bool]]:
     """Has a mirror send right before and after the program is swapped; says where the filters are then."""
     there = []
-    original = attachment._put
+    original = loader._put
 
     def put(*arguments):
         there.append(places())
@@ -533,26 +533,26 @@ def put_under_hostile_traffic(sensor, monkeypatch) -> list[tuple[list[str], list
         mirror(sensor, hostile(mac()), "strip")  # by the new one
         return said
 
-    monkeypatch.setattr(attachment, "_put", put)
+    monkeypatch.setattr(loader, "_put", put)
     return there
 
 
 def test_a_filter_of_another_version_is_replaced(sensor, hook, upgrade, monkeypatch):
     """Under hostile traffic, at no moment of which there is a program whose frames no filter takes."""
-    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    loader.attach(SENSOR, InterfaceConfig(vlan="strip"))
     old = places()
     before = received()
     upgrade()
     there = put_under_hostile_traffic(sensor, monkeypatch)
     assert f"{SENSOR}: decapsulated frames are kept from the host's own network stack, by a newer filter" in \
-        attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+        loader.attach(SENSOR, InterfaceConfig(vlan="strip"))
     newer = f"xdp_erm_isolate-{compiler.classifier_digest()}+clsact"
     both, new = {"tcx": (([FILTER, FILTER], [], False), old),
                  "clsact": (([], [newer, *old[1]], True), ([], [newer], True))}[hook]
     assert (there, places()) == ([both, both], new)
     mirror(sensor, hostile(mac()), "strip")
     assert received() == before
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert places() == NOTHING
 
 
@@ -565,43 +565,43 @@ def test_a_version_that_used_clsact_moves_over(sensor, upgrade, monkeypatch, nam
         old_kernel(patched)
         if name == "without":  # as the first versions called it
             patched.setattr(compiler, "classifier_digest", lambda: "")
-        attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+        loader.attach(SENSOR, InterfaceConfig(vlan="strip"))
     old = places()
     before = received()
     upgrade()
     there = put_under_hostile_traffic(sensor, monkeypatch)
-    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))
+    loader.attach(SENSOR, InterfaceConfig(vlan="strip"))
     assert (there, places()) == ([([FILTER], *old[1:])] * 2, THERE["tcx"])
     assert received() == before
 
 
 def test_a_failed_upgrade_leaves_the_old_filter(hook, upgrade, monkeypatch):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     before = filters.everything(SENSOR)
     upgrade()
 
     def refuses(*_):
         raise XdpErmError("no")
-    monkeypatch.setattr(attachment, "_attach", refuses)
+    monkeypatch.setattr(loader, "_attach", refuses)
     with pytest.raises(XdpErmError):
-        attachment.attach(SENSOR, InterfaceConfig())
+        loader.attach(SENSOR, InterfaceConfig())
     assert filters.everything(SENSOR) == before
 
 
 @pytest.mark.parametrize("step", ["_put", "retire"])
 def test_an_upgrade_that_is_killed_is_finished_by_the_next_attach(hook, upgrade, monkeypatch, step):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     upgrade()
     with monkeypatch.context() as patched:
-        patched.setattr(isolation if step == "retire" else attachment, step, lambda *_: sys.exit("killed"))
-        for owner, name in ((isolation, "withdraw"), (attachment.nic, "restore")):
+        patched.setattr(isolation if step == "retire" else loader, step, lambda *_: sys.exit("killed"))
+        for owner, name in ((isolation, "withdraw"), (loader.nic, "restore")):
             patched.setattr(owner, name, lambda *_: [])
         with pytest.raises(SystemExit):
-            attachment.attach(SENSOR, InterfaceConfig())
+            loader.attach(SENSOR, InterfaceConfig())
     assert len(filters.tcx(SENSOR) + filters.clsact(SENSOR)) == 2
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     assert len(filters.tcx(SENSOR) + filters.clsact(SENSOR)) == 1
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert places() == NOTHING
 
 
@@ -610,11 +610,11 @@ def test_somebody_elses_empty_qdisc_stays_where_a_command_was_killed(cable, monk
     shell(f"tc qdisc add dev {SENSOR} clsact")
     with monkeypatch.context() as patched:
         patched.setattr(clsact, "add_filter", lambda *_: sys.exit("killed"))
-        for owner, name in ((attachment.nic, "restore"), (journal.Journal, "end")):
+        for owner, name in ((loader.nic, "restore"), (journal.Journal, "end")):
             patched.setattr(owner, name, lambda *_: [])
         with pytest.raises(SystemExit):
-            attachment.attach(SENSOR, InterfaceConfig())
-    assert attachment.detach(SENSOR)
+            loader.attach(SENSOR, InterfaceConfig())
+    assert loader.detach(SENSOR)
     assert "clsact" in filters.qdiscs(SENSOR)
 
 
@@ -628,7 +628,7 @@ def isolated() -> dict[str, int] | None:
 
 def leaked() -> int:
     with Links() as links:
-        return stats.leaked(attached.find(links, SENSOR))
+        return stats.leaked(ours.find(links, SENSOR))
 
 
 def send(cable, number: int = 20, vlan: int = VLAN, inner: bytes = b"") -> None:
@@ -653,13 +653,13 @@ WAYS = {"native": InterfaceConfig(mode="native"), "generic": InterfaceConfig(mod
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_it_takes_is_what_was_decapsulated(cable, hook, way):
-    attachment.attach(SENSOR, WAYS[way])
+    loader.attach(SENSOR, WAYS[way])
     cable.wait_for_carrier()
     send(cable)
     cable.send(bytes(Ether() / IP() / UDP()))
     assert leaked() == 0
     assert isolated() == {"taken": 20, "outer_tagged": 0, "accounted": 20}
-    attachment.attach(SENSOR, dataclasses.replace(WAYS[way], vlan="tagged"))  # a swap
+    loader.attach(SENSOR, dataclasses.replace(WAYS[way], vlan="tagged"))  # a swap
     send(cable)
     assert leaked() == 0
     assert isolated() == {"taken": 40, "outer_tagged": 0, "accounted": 40}
@@ -667,7 +667,7 @@ def test_what_it_takes_is_what_was_decapsulated(cable, hook, way):
 
 @pytest.mark.parametrize("thief", ["tcx", "removed"])
 def test_what_it_does_not_take_has_reached_the_host(cable, thief):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     cable.wait_for_carrier()
     send(cable)
     if thief == "tcx":
@@ -676,14 +676,14 @@ def test_what_it_does_not_take_has_reached_the_host(cable, thief):
         filters.take_away(SENSOR)
     send(cable, 7)
     assert (leaked(), isolated()["accounted"]) == (7, 20)
-    attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))  # which puts ours first again
+    loader.attach(SENSOR, InterfaceConfig(vlan="tagged"))  # which puts ours first again
     send(cable, 5)
     assert (leaked(), isolated()["accounted"]) == (0, 32)
 
 
 def test_what_the_kernel_has_dropped_is_accounted_for(cable, monkeypatch):
     """The queue of another CPU was full, as may be with receive packet steering."""
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     cable.wait_for_carrier()
     filters.take_away(SENSOR)
     send(cable, 7)
@@ -699,7 +699,7 @@ def test_what_the_kernel_has_dropped_is_accounted_for(cable, monkeypatch):
 def test_frames_that_gro_has_merged_are_still_so_many(cable):
     """Where somebody has turned GRO on again. They wait for a CPU that is busy sending them."""
     cpus = os.sched_getaffinity(0)
-    attachment.attach(SENSOR, InterfaceConfig(spread="cpumap", spread_cpus=(min(cpus),), vlan="strip"))
+    loader.attach(SENSOR, InterfaceConfig(spread="cpumap", spread_cpus=(min(cpus),), vlan="strip"))
     cable.wait_for_carrier()
     shell(f"ethtool -K {SENSOR} gro on")
     segments = [Ether(src=OTHER_MAC, dst="02:00:00:00:00:77") / IP(src=OTHER, dst="10.5.0.7", id=number) / TCP(
@@ -725,32 +725,32 @@ def test_frames_that_gro_has_merged_are_still_so_many(cable):
 
 
 def test_what_was_decapsulated_without_it_does_not_count(cable):
-    attachment.attach(SENSOR, InterfaceConfig(isolate=False))
+    loader.attach(SENSOR, InterfaceConfig(isolate=False))
     cable.wait_for_carrier()
     send(cable)
     assert (isolated(), leaked()) == (None, 0)
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     send(cable, 5)
     assert (leaked(), isolated()) == (0, {"taken": 5, "outer_tagged": 0, "accounted": 25})
 
 
 @pytest.mark.parametrize("before, after", [("cpumap", "native"), ("native", "cpumap"), ("native", "generic")])
 def test_it_is_balanced_over_changes_of_way_and_mode(cable, before, after):
-    attachment.attach(SENSOR, WAYS[before])
+    loader.attach(SENSOR, WAYS[before])
     cable.wait_for_carrier()
     send(cable)
-    attachment.attach(SENSOR, WAYS[after])
+    loader.attach(SENSOR, WAYS[after])
     cable.wait_for_carrier()
     send(cable)
     assert (leaked(), isolated()["accounted"]) == (0, 40)
 
 
 def test_a_new_program_begins_anew_where_the_filter_was_left(cable):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     cable.wait_for_carrier()
     send(cable)
     shell(f"ip link set dev {SENSOR} xdp off")
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     cable.wait_for_carrier()
     send(cable, 5)
     assert (leaked(), isolated()) == (0, {"taken": 5, "outer_tagged": 0, "accounted": 5})
@@ -758,7 +758,7 @@ def test_a_new_program_begins_anew_where_the_filter_was_left(cable):
 
 def test_it_stays_for_what_waits_in_other_cpus_queues(cable, monkeypatch):
     """While more arrives, and no longer than until the rest, which was dropped, stays away."""
-    attachment.attach(SENSOR, InterfaceConfig(spread="cpumap"))
+    loader.attach(SENSOR, InterfaceConfig(spread="cpumap"))
     arrived, seen = iter([1, 2, 3]), []
 
     def summed(attachment, name):
@@ -768,7 +768,7 @@ def test_it_stays_for_what_waits_in_other_cpus_queues(cable, monkeypatch):
         return next(arrived, 3)
 
     monkeypatch.setattr(stats, "_summed", summed)
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert len(seen) > 3 and set(seen) == {"tcx" if bpf.tcx(1) else "clsact"}
     assert places() == NOTHING
 
@@ -794,7 +794,7 @@ def tagged_beside(cable, tci: int) -> Iterator[None]:
 @pytest.mark.parametrize("vlan", ["strip", "restore"])
 def test_a_tag_of_the_wrapping_that_travels_beside_it_is_told_of(cable, mode, vlan):
     """XDP cannot see it, and the taps get it with the mirrored frame."""
-    attachment.attach(SENSOR, InterfaceConfig(mode=mode, vlan=vlan))
+    loader.attach(SENSOR, InterfaceConfig(mode=mode, vlan=vlan))
     cable.wait_for_carrier()
     send(cable, 3)
     own = bytes(Ether(src=OTHER_MAC, dst="02:00:00:00:00:77") / Dot1Q(vlan=7) / IP() / UDP() / b"mirrored")

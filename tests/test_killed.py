@@ -17,7 +17,7 @@ import killer
 import pytest
 
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attachment, isolation, journal, stats
+from xdp_erm_py.interface import isolation, journal, loader, stats
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.settings import InterfaceConfig
@@ -30,7 +30,7 @@ ATTACH = [  # module, class, function, which call of it
     ("kernel.links", "Links", "set_mtu", 1), ("interface.nic", "", "_set", 1),
     ("program.compiler", "", "classifier", 1), ("kernel.bpf", "", "attach_tcx", 1),
     ("interface.programs", "", "write_state", 1), ("kernel.links", "Links", "attach", 1),
-    ("interface.nic", "", "settle", 1), ("interface.attachment", "", "write_state", 1),
+    ("interface.nic", "", "settle", 1), ("interface.loader", "", "write_state", 1),
 ]
 ATTACH_CLSACT = [("kernel.clsact", "", "make_qdisc", 1), ("kernel.clsact", "", "add_filter", 1)]
 DETACH = [
@@ -39,10 +39,10 @@ DETACH = [
 ]
 DETACH_CLSACT = [("kernel.clsact", "", "remove_qdisc", 1)]
 SWAP = [("interface.programs", "", "write_state", 1), ("kernel.links", "Links", "attach", 1),
-        ("interface.attachment", "", "write_state", 1)]
+        ("interface.loader", "", "write_state", 1)]
 # From clsact to tcx, as by an upgrade.
 MOVE = [("kernel.bpf", "", "attach_tcx", 1), ("kernel.clsact", "", "remove_qdisc", 1),
-        ("interface.attachment", "", "write_state", 1)]
+        ("interface.loader", "", "write_state", 1)]
 
 
 def steps(tcx, clsact=()):
@@ -101,11 +101,11 @@ def test_attach(small, hook, module, owner, step, number, when, again):
     before = everything()
     killed("attach", SENSOR, "--set-mtu", at=(module, owner, step, number, when))
     if again:
-        attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+        loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
         assert stats.snapshot(SENSOR)
         with Links() as links:
             assert (isolation.look(links.find(SENSOR)).by, links.find(SENSOR).mtu) == (hook, 1554)
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert everything() == before
     assert unfinished() == {}
 
@@ -113,9 +113,9 @@ def test_attach(small, hook, module, owner, step, number, when, again):
 @steps(DETACH, DETACH_CLSACT)
 def test_detach(small, hook, module, owner, step, number, when):
     before = everything()
-    attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
     killed("detach", SENSOR, at=(module, owner, step, number, when))
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert everything() == before
     assert unfinished() == {}
 
@@ -123,13 +123,13 @@ def test_detach(small, hook, module, owner, step, number, when):
 @steps(SWAP)
 def test_swap(cable, hook, module, owner, step, number, when):
     before = everything()
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     killed("attach", SENSOR, "--vlan=tagged", at=(module, owner, step, number, when))
     interface, = stats.snapshot(SENSOR)  # one program or the other, and it works
     assert interface["config"]["vlan"] in ("restore", "tagged")
-    attachment.attach(SENSOR, InterfaceConfig(vlan="tagged"))
+    loader.attach(SENSOR, InterfaceConfig(vlan="tagged"))
     assert stats.snapshot(SENSOR)[0]["config"]["vlan"] == "tagged"
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert everything() == before
 
 
@@ -139,14 +139,14 @@ def test_an_upgrade_from_a_version_that_used_clsact(cable, monkeypatch, hook, mo
     before = everything()
     with monkeypatch.context() as patched:
         patched.setattr(isolation, "_has_tcx", lambda link: False)
-        attachment.attach(SENSOR, InterfaceConfig())
+        loader.attach(SENSOR, InterfaceConfig())
     killed("attach", SENSOR, at=(module, owner, step, number, when))
     with Links() as links:
         assert isolation.look(links.find(SENSOR)).by  # at each step
     if again:
-        attachment.attach(SENSOR, InterfaceConfig())
+        loader.attach(SENSOR, InterfaceConfig())
         assert (filters.tcx(SENSOR), filters.clsact(SENSOR)) == ([isolation.FILTER], [])
-    attachment.detach(SENSOR)
+    loader.detach(SENSOR)
     assert everything() == before
 
 
@@ -197,8 +197,8 @@ def test_junk_in_the_journal(cable, tmp_path, monkeypatch, capsys, junk):
         whole = None
     file.write_bytes(junk if whole is None else json.dumps(whole).encode())
     before = everything()
-    attachment.attach(SENSOR, InterfaceConfig())
-    attachment.detach(SENSOR)
+    loader.attach(SENSOR, InterfaceConfig())
+    loader.detach(SENSOR)
     assert everything() == before
     assert capsys.readouterr().err.splitlines() == [
         f"xdp-erm: {file} is damaged, and only what is sound in it is gone by: if a command was killed half-way, "
@@ -218,13 +218,13 @@ def test_a_journal_that_cannot_be_written(cable, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", full)
     before = everything()
     with pytest.raises(XdpErmError, match=r"lock\.journal cannot be written: No space left on device$"):
-        attachment.attach(SENSOR, InterfaceConfig(set_mtu=True))
+        loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
     assert everything() == before
 
 
 def test_a_lock_that_cannot_be_had(cable, tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "LOCK", tmp_path / "missing" / "lock")
-    for act in (lambda: attachment.attach(SENSOR, InterfaceConfig()), lambda: attachment.detach(SENSOR)):
+    for act in (lambda: loader.attach(SENSOR, InterfaceConfig()), lambda: loader.detach(SENSOR)):
         with pytest.raises(XdpErmError, match=r"^the lock .*/lock cannot be opened: No such file or directory$"):
             act()
     assert stats.snapshot() == []
@@ -234,5 +234,5 @@ def test_a_lock_that_is_a_symbolic_link_is_not_followed(cable, tmp_path, monkeyp
     (tmp_path / "lock").symlink_to(tmp_path / "target")
     monkeypatch.setattr(journal, "LOCK", tmp_path / "lock")
     with pytest.raises(XdpErmError, match="cannot be opened: Too many levels of symbolic links"):
-        attachment.attach(SENSOR, InterfaceConfig())
+        loader.attach(SENSOR, InterfaceConfig())
     assert not (tmp_path / "target").exists()

@@ -338,7 +338,7 @@ def test_real_capture_run():
 @needs_root
 def test_a_program_that_does_nothing_is_noticed(monkeypatch, capsys):
     zero = {name: {"packets": 0, "bytes": 0} for name in COUNTERS}
-    monkeypatch.setattr(lab.attachment, "attach", lambda name, config: [])
+    monkeypatch.setattr(lab.loader, "attach", lambda name, config: [])
     monkeypatch.setattr(lab.stats, "snapshot", lambda name: [{"counters": zero}])
     assert lab.run(argparse.Namespace(pcap=None, workers=4, flows=100, packets=100, sessions=None, zeek=False)) == 1
     assert capsys.readouterr().err.splitlines() == [

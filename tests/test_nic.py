@@ -11,7 +11,7 @@ from shell import shell
 from xdp_erm_py import doctor
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.doctor import OK, PROBLEM, WARNING
-from xdp_erm_py.interface import attached, attachment, nic
+from xdp_erm_py.interface import loader, nic, ours
 from xdp_erm_py.kernel import rps, sysfs
 from xdp_erm_py.kernel.ethtool import Feature
 from xdp_erm_py.kernel.links import Link, Links
@@ -32,7 +32,7 @@ def features(name: str = SENSOR) -> str:
 
 def changes(name: str) -> dict[str, Any]:
     with Links() as links:
-        return attached.find(links, name).state["nic"]
+        return ours.find(links, name).state["nic"]
 
 
 @pytest.fixture
@@ -46,42 +46,42 @@ def bridge(cable) -> str:
 
 def test_offloads_of_interfaces_below_are_off_while_attached(cable, bridge):
     before = features(), features(bridge)
-    assert f"{SENSOR}: turned off {', '.join(OFFLOADS)}" in attachment.attach(bridge, DEFAULT)
+    assert f"{SENSOR}: turned off {', '.join(OFFLOADS)}" in loader.attach(bridge, DEFAULT)
     assert nic.harmful(link(SENSOR)) == ([], [])
     assert changes(bridge)["below"] == {str(link(SENSOR).index): {"features": OFFLOADS}}
-    assert not [line for line in attachment.attach(bridge, DEFAULT) if "turned off" in line]
-    assert f"{SENSOR}: turned on {', '.join(OFFLOADS)} again" in attachment.detach(bridge)
+    assert not [line for line in loader.attach(bridge, DEFAULT) if "turned off" in line]
+    assert f"{SENSOR}: turned on {', '.join(OFFLOADS)} again" in loader.detach(bridge)
     assert (features(), features(bridge)) == before
 
 
 def test_an_interface_that_comes_below_later(cable, bridge):
     """A bond's new slave, for one: doctor says it, the next attach readies it, detach undoes it also where it left."""
     shell(f"ip link set {SENSOR} nomaster")
-    attachment.attach(bridge, DEFAULT)
+    loader.attach(bridge, DEFAULT)
     before = features()
     shell(f"ip link set {SENSOR} master {bridge}")
     said = [(each.result, each.text) for each in doctor.examine([bridge]) if each.check == "offloads"]
     assert (PROBLEM, f"rx-checksum is on on {SENSOR}, whose frames it gets; it {nic.FEATURES['rx-checksum']}: `xdp-erm "
                      f"attach {bridge}` turns it off") in said
-    attachment.attach(bridge, DEFAULT)
+    loader.attach(bridge, DEFAULT)
     assert nic.harmful(link(SENSOR)) == ([], [])
     shell(f"ip link set {SENSOR} nomaster")
-    attachment.detach(bridge)
+    loader.detach(bridge)
     assert features() == before
 
 
 def test_mtus_of_interfaces_below(cable, bridge):
     shell(f"ip link set {SENSOR} mtu 1500; ip link set {bridge} mtu 1400")
-    said = attachment.attach(bridge, DEFAULT)
+    said = loader.attach(bridge, DEFAULT)
     assert [line for line in said if "MTU" in line] == [
         f"{name}: warning: MTU is {mtu}; full-size mirrored frames need 1554: use --set-mtu or `ip link set dev {name} "
         "mtu 1554`" for name, mtu in ((SENSOR, 1500), (bridge, 1400))]
     assert [each.text.partition(",")[0] for each in doctor.examine([bridge])
             if (each.check, each.result) == ("mtu", WARNING)] == ["MTU is 1400", f"MTU of {SENSOR}"]
-    assert [line for line in attachment.attach(bridge, InterfaceConfig(set_mtu=True)) if "MTU" in line] == [
+    assert [line for line in loader.attach(bridge, InterfaceConfig(set_mtu=True)) if "MTU" in line] == [
         f"{SENSOR}: set MTU to 1554 (was 1500)", f"{bridge}: set MTU to 1554 (was 1400)"]
     assert (link(SENSOR).mtu, link(bridge).mtu) == (1554, 1554)
-    attachment.detach(bridge)
+    loader.detach(bridge)
     assert (link(SENSOR).mtu, link(bridge).mtu) == (1500, 1400)
 
 
@@ -92,10 +92,10 @@ def test_what_two_stand_on_stays_ready_until_both_are_detached(cable):
     shell("".join(f"ip link add link {SENSOR} name {name} type macvlan;" for name in names))
     for first, second in (names, names[::-1]):
         for name in names:
-            attachment.attach(name, DEFAULT)
-        attachment.detach(first)
+            loader.attach(name, DEFAULT)
+        loader.detach(first)
         assert nic.harmful(link(SENSOR)) == ([], [])
-        attachment.detach(second)
+        loader.detach(second)
         assert features() == before
 
 
@@ -106,7 +106,7 @@ def test_an_attach_that_fails_takes_back_what_it_did_below(cable, bridge, monkey
     before = features(), features(bridge), link(SENSOR).mtu
     monkeypatch.setattr(Links, "attach", fail)
     with pytest.raises(KeyboardInterrupt):
-        attachment.attach(bridge, InterfaceConfig(set_mtu=True))
+        loader.attach(bridge, InterfaceConfig(set_mtu=True))
     assert (features(), features(bridge), link(SENSOR).mtu) == before
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from xdp_erm_py import publish
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attached, attachment, stats
+from xdp_erm_py.interface import loader, ours, stats
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
@@ -89,7 +89,7 @@ def test_names_of_interfaces(odd):
 
 
 def test_names_of_interfaces_on_a_terminal(odd):
-    attachment.attach(RED, InterfaceConfig())
+    loader.attach(RED, InterfaceConfig())
     ours, theirs = pty.openpty()
     screen = b""
     command = [*COMMAND, "stats", RED, "--watch"]
@@ -109,7 +109,7 @@ def test_names_of_interfaces_on_a_terminal(odd):
 
 def test_the_publisher_among_odd_names(odd, tmp_path):
     """They stand in /proc/net/dev for it to find its own."""
-    attachment.attach(RED, InterfaceConfig())
+    loader.attach(RED, InterfaceConfig())
     reporter = Reporter("sensor", tmp_path / "ends.json", stats.snapshot)
     reporter.collect()
     message, = reporter.collect()
@@ -137,17 +137,17 @@ def write_state(state: bytes) -> None:
     with Links() as links, bpf.descriptor(bpf.program_fd(links.find(SENSOR).program_id)) as program:
         for number in bpf.program_info(program).map_ids:
             with bpf.Map.by_id(number) as map_:
-                if map_.info.name == attached.STATE_MAP:
+                if map_.info.name == ours.STATE_MAP:
                     map_.update(bytes(4), state.ljust(map_.info.value_size, b"\0"))
 
 
 def state() -> dict:
     with Links() as links:
-        return attached.find(links, SENSOR).state
+        return ours.find(links, SENSOR).state
 
 
 def test_texts_of_a_state(cable):
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     hostile = state()
     hostile["config"] = {**hostile["config"], "vlan": RED + "[blink]", RED: [RED]}
     hostile["version"], hostile["digest"] = RED, "another"
@@ -165,7 +165,7 @@ NO_VALUES = ({"attached_at": "yesterday\x1b"}, {"attached_at": 5}, {"config": []
 
 def test_a_state_that_is_none_is_somebody_elses(cable):
     """Nothing is taken off or replaced that may not be ours, and nothing crashes."""
-    attachment.attach(SENSOR, InterfaceConfig())
+    loader.attach(SENSOR, InterfaceConfig())
     valid = state()
     for text in (*NO_STATES, *(json.dumps({**valid, **change}).encode() for change in NO_VALUES)):
         write_state(json.dumps(valid).encode())
@@ -173,9 +173,9 @@ def test_a_state_that_is_none_is_somebody_elses(cable):
         write_state(text)
         assert stats.snapshot() == [], text
     with pytest.raises(XdpErmError, match=f"{SENSOR}: another XDP program is attached .* --force"):
-        attachment.attach(SENSOR, InterfaceConfig())
-    assert "is not ours and stays" in attachment.detach(SENSOR)[0]
-    attachment.attach(SENSOR, InterfaceConfig(), force=True)
+        loader.attach(SENSOR, InterfaceConfig())
+    assert "is not ours and stays" in loader.detach(SENSOR)[0]
+    loader.attach(SENSOR, InterfaceConfig(), force=True)
     assert len(stats.snapshot()) == 1
 
 

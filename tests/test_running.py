@@ -14,7 +14,7 @@ import pytest
 from xdp_erm_py import doctor
 from xdp_erm_py.config import InterfaceConfig
 from xdp_erm_py.doctor import OK, PROBLEM, WARNING
-from xdp_erm_py.interface import attached, attachment, running, stats
+from xdp_erm_py.interface import loader, ours, running, stats
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.traffic import synthetic
@@ -50,7 +50,7 @@ def driver(cable, monkeypatch) -> Driver:
 
 def unseen() -> int:
     with Links() as links:
-        return running.unseen(links, attached.find(links, SENSOR), 0.3)
+        return running.unseen(links, ours.find(links, SENSOR), 0.3)
 
 
 def says(check: str) -> list[tuple[str, str]]:
@@ -67,7 +67,7 @@ def wait_until_seen(packets: int) -> None:
 def test_a_driver_that_does_not_run_the_program(driver):
     """From the first minute on: attach says so itself, where packets come at once."""
     driver.each_time = 150
-    *_, last = attachment.attach(SENSOR, DEFAULT)
+    *_, last = loader.attach(SENSOR, DEFAULT)
     assert last.startswith(f"{SENSOR}: warning: the driver does not run the program: it has seen none of the last ")
     assert unseen() > running.SUSPECTED
     (result, text), = says("run_by_driver")
@@ -81,7 +81,7 @@ def test_a_driver_that_does_not_run_the_program(driver):
 
 def test_one_that_stops_running_it(driver, cable):
     """As vmxnet3 does once the MTU is changed."""
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     cable.wait_for_carrier()
     for _ in range(200):
         cable.send(PACKET)
@@ -90,14 +90,14 @@ def test_one_that_stops_running_it(driver, cable):
     driver.each_time = 150
     assert unseen() > 0
     with Links() as links:
-        found = attached.find(links, SENSOR)
+        found = ours.find(links, SENSOR)
         assert running.told(found, 240) == NOT_RUN.format(240)
-    assert attachment.attach(SENSOR, DEFAULT)[-1].startswith(f"{SENSOR}: warning: the driver does not run the program")
+    assert loader.attach(SENSOR, DEFAULT)[-1].startswith(f"{SENSOR}: warning: the driver does not run the program")
 
 
 def test_packets_that_no_program_sees_are_no_alarm_while_it_sees_others(driver, cable):
     """Some of those that a driver counts are dropped before."""
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     cable.wait_for_carrier()
     driver.each_time = 1000
     done = threading.Event()
@@ -120,7 +120,7 @@ def test_packets_that_no_program_sees_are_no_alarm_while_it_sees_others(driver, 
 
 @pytest.mark.parametrize("packets", [0, running.SUSPECTED - 1])
 def test_few_packets_say_nothing(driver, packets):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     driver.received = packets
     began = time.monotonic()
     assert unseen() == 0 and time.monotonic() - began < 0.25
@@ -130,34 +130,34 @@ def test_few_packets_say_nothing(driver, packets):
 def test_what_came_before_does_not_count(driver, cable):
     """Nor what a driver counts late, once the link is up again."""
     driver.received = 10**9
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     assert unseen() == 0
     driver.received += 5000
     assert unseen() == 0  # none comes while we look
     with Links() as links:
-        assert running.since(links, attached.find(links, SENSOR)) == (5000, 0, {})
+        assert running.since(links, ours.find(links, SENSOR)) == (5000, 0, {})
 
 
 def test_a_driver_whose_counters_begin_anew(driver):
     driver.received = 5000
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     driver.received, driver.each_time = 0, 150
     assert unseen() == 0 and says("run_by_driver") == []
     driver.received = 10**6
-    attachment.attach(SENSOR, InterfaceConfig(vlan="strip"))  # a swap begins anew as well
+    loader.attach(SENSOR, InterfaceConfig(vlan="strip"))  # a swap begins anew as well
     assert unseen() > 0
 
 
 def test_a_state_of_an_earlier_version_has_no_beginning(driver):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     with Links() as links:
-        found = attached.find(links, SENSOR)
+        found = ours.find(links, SENSOR)
         del found.state["received"]
         assert running.since(links, found) is None and running.unseen(links, found, 0.1) == 0
 
 
 def test_frames_that_are_lost_before_any_program(driver, cable):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     assert says("losses") == []
     driver.received = 10000
     driver.lost = {"rx_errors": 25, "rx_length_errors": 20, "rx_missed_errors": 10, "rx_crc_errors": 11}
@@ -170,7 +170,7 @@ def test_frames_that_are_lost_before_any_program(driver, cable):
 
 
 def test_status_and_its_cost(cable):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     command = [sys.executable, str(Path(__file__).resolve().parents[1] / "bin" / "xdp-erm"), "status", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     interface, = json.loads(done.stdout)["interfaces"]

@@ -35,8 +35,8 @@ from scapy.packet import Packet, Raw
 
 from xdp_erm_py import doctor, lab, shared
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attachment, spread, stats
-from xdp_erm_py.interface.attached import find
+from xdp_erm_py.interface import loader, spread, stats
+from xdp_erm_py.interface.ours import find
 from xdp_erm_py.kernel import bpf, rps
 from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.kernel.netlink import Refused
@@ -245,7 +245,7 @@ def test_an_empty_map_passes_frames_on(xdp):
 
 
 def attached(settings: InterfaceConfig) -> list[str]:
-    return attachment.attach(SENSOR_INTERFACE, settings)
+    return loader.attach(SENSOR_INTERFACE, settings)
 
 
 def interface() -> dict:
@@ -432,7 +432,7 @@ def test_rps_comes_and_goes(cable):
     assert all(rps.same(mask, wanted) for mask in masks().values())
     assert not [line for line in attached(RPS) if "steering" in line]
     assert f"{SENSOR_INTERFACE}: receive packet steering of rx-0 is as before" in \
-        attachment.detach(SENSOR_INTERFACE)
+        loader.detach(SENSOR_INTERFACE)
     assert masks() == before
 
 
@@ -446,7 +446,7 @@ def test_a_mask_that_was_there_comes_back(cable):
     attached(InterfaceConfig())
     assert masks() == before
     attached(RPS)
-    attachment.detach(SENSOR_INTERFACE)
+    loader.detach(SENSOR_INTERFACE)
     assert masks() == before
 
 
@@ -454,7 +454,7 @@ def test_a_mask_that_somebody_else_has_set_since_stays(cable):
     attached(RPS)
     with Links() as links:
         rps.write(links.find(SENSOR_INTERFACE), {"rx-0": rps.mask_of(CPUS[1:])})
-    attachment.detach(SENSOR_INTERFACE)
+    loader.detach(SENSOR_INTERFACE)
     assert rps.same(masks()["rx-0"], rps.mask_of(CPUS[1:]))
 
 
@@ -471,7 +471,7 @@ def test_an_attach_that_ends_at_the_mask_is_mended_by_the_next(cable, monkeypatc
         attached(RPS)
     monkeypatch.undo()
     assert masks() != before
-    attachment.detach(SENSOR_INTERFACE)
+    loader.detach(SENSOR_INTERFACE)
     assert masks() == before
 
 

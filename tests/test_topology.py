@@ -12,7 +12,7 @@ from shell import shell
 from xdp_erm_py import doctor, lab
 from xdp_erm_py.doctor import PROBLEM, WARNING
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import attachment, topology
+from xdp_erm_py.interface import loader, topology
 from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.kernel.netlink import Refused
 from xdp_erm_py.lab import fanout
@@ -55,7 +55,7 @@ def bridge(cable) -> str:
 @pytest.mark.parametrize("config", [DEFAULT, GENERIC], ids=["auto", "generic"])
 def test_what_xdp_never_sees_frames_on_is_refused(cable, add, name, reason, config):
     shell(add)
-    assert fails(attachment.attach, name, config) == f"{name}: {reason}: {ELSEWHERE}"
+    assert fails(loader.attach, name, config) == f"{name}: {reason}: {ELSEWHERE}"
     assert program(name) is None
     assert (PROBLEM, f"{reason}: {ELSEWHERE}") in said_by_doctor("place", name)
 
@@ -69,7 +69,7 @@ def test_other_kinds_that_receive_nothing(kind):
 
 def test_a_tap_is_as_good_as_any(cable):
     shell("ip tuntap add tap0 mode tap")
-    attachment.attach("tap0", DEFAULT)
+    loader.attach("tap0", DEFAULT)
     assert program("tap0")
 
 
@@ -84,16 +84,16 @@ STARVED = ("bridge bridge0, which gets its frames, gets no decapsulated ones: at
 
 def test_frames_of_a_port_do_not_reach_its_bridge_and_it_is_said(cable, bridge):
     """Without isolation they do."""
-    assert f"{SENSOR}: warning: {STARVED}" in attachment.attach(SENSOR, DEFAULT)
-    assert f"{SENSOR}: warning: {STARVED}" in attachment.attach(SENSOR, DEFAULT)
+    assert f"{SENSOR}: warning: {STARVED}" in loader.attach(SENSOR, DEFAULT)
+    assert f"{SENSOR}: warning: {STARVED}" in loader.attach(SENSOR, DEFAULT)
     assert said_by_doctor("place", SENSOR) == [(WARNING, STARVED)]
-    assert not [line for line in attachment.attach(SENSOR, InterfaceConfig(isolate=False)) if "gets no" in line]
+    assert not [line for line in loader.attach(SENSOR, InterfaceConfig(isolate=False)) if "gets no" in line]
     assert said_by_doctor("place", SENSOR) == []
 
 
 def test_the_cure_that_is_named_is_one(cable, bridge, monkeypatch):
     """Attached to the bridge, frames of its port arrive there as they were mirrored."""
-    attachment.attach(bridge, DEFAULT)
+    loader.attach(bridge, DEFAULT)
     cable.wait_for_carrier()
     packets = list(synthetic(flows=20, packets=200))
     monkeypatch.setattr(fanout, "SENSOR_INTERFACE", bridge)
@@ -130,7 +130,7 @@ UNTAGGED = ("in generic mode a VLAN tag of the wrapping stays on the mirrored fr
 
 def test_a_tag_that_is_taken_off_below_is_said(cable, bridge):
     """And is true: the tag of a wrapped frame is beside the mirrored one."""
-    assert f"{bridge}: warning: {UNTAGGED}" in attachment.attach(bridge, DEFAULT)
+    assert f"{bridge}: warning: {UNTAGGED}" in loader.attach(bridge, DEFAULT)
     assert said_by_doctor("place", bridge) == [(WARNING, UNTAGGED)]
     cable.wait_for_carrier()
     shell(f"ip link set {bridge} promisc on")
@@ -148,7 +148,7 @@ def test_a_tag_that_is_taken_off_below_is_said(cable, bridge):
 
 def test_where_no_tag_is_taken_off(cable):
     assert topology.untagged([], link("eth1", 1)) == []
-    assert not [line for line in attachment.attach(SENSOR, GENERIC) if "VLAN tag" in line]
+    assert not [line for line in loader.attach(SENSOR, GENERIC) if "VLAN tag" in line]
     vlan, parent = link("eth1.5", 2, kind="vlan", lower=1), link("eth1", 1)
     assert topology.untagged([vlan, parent], vlan) == []
 
@@ -156,31 +156,31 @@ def test_where_no_tag_is_taken_off(cable):
 # Two programs
 
 def test_a_port_of_a_bridge_that_has_a_program_is_refused(cable, bridge):
-    attachment.attach(bridge, DEFAULT)
-    assert fails(attachment.attach, SENSOR, DEFAULT) == (
+    loader.attach(bridge, DEFAULT)
+    assert fails(loader.attach, SENSOR, DEFAULT) == (
         f"{SENSOR}: bridge bridge0, which gets its frames, has an XDP program, and the kernel allows one of the two: "
         "use that, or free it first (`xdp-erm detach bridge0`)")
     assert program(SENSOR) is None
-    attachment.detach(bridge)
-    attachment.attach(SENSOR, DEFAULT)
-    attachment.detach(SENSOR)
-    assert attachment.detach(SENSOR) == [f"{SENSOR}: xdp-erm is not attached"]
+    loader.detach(bridge)
+    loader.attach(SENSOR, DEFAULT)
+    loader.detach(SENSOR)
+    assert loader.detach(SENSOR) == [f"{SENSOR}: xdp-erm is not attached"]
 
 
 def test_a_macvlan_above_that_has_a_program(cable):
     shell(f"ip link add link {SENSOR} name macvlan0 type macvlan")
     theirs = foreign.attach("macvlan0", "generic")
-    assert "macvlan macvlan0, which gets its frames, has an XDP program" in fails(attachment.attach, SENSOR, DEFAULT)
+    assert "macvlan macvlan0, which gets its frames, has an XDP program" in fails(loader.attach, SENSOR, DEFAULT)
     assert (program(SENSOR), program("macvlan0")) == (None, theirs)
 
 
 def test_a_program_below_is_said(cable, bridge):
-    attachment.attach(SENSOR, DEFAULT)
+    loader.attach(SENSOR, DEFAULT)
     warning = (f"{bridge}: warning: veth {SENSOR} below it has an XDP program, which sees frames first: capture from "
                f"{SENSOR}, or free it (`xdp-erm detach {SENSOR}`)")
-    assert warning in attachment.attach(bridge, DEFAULT)
-    assert warning not in attachment.attach(bridge, DEFAULT)  # said once
-    attachment.attach(SENSOR, DEFAULT)  # nothing to do, so the kernel is not asked
+    assert warning in loader.attach(bridge, DEFAULT)
+    assert warning not in loader.attach(bridge, DEFAULT)  # said once
+    loader.attach(SENSOR, DEFAULT)  # nothing to do, so the kernel is not asked
 
 
 def test_a_slave_of_a_bond_that_has_a_program():
@@ -204,7 +204,7 @@ def test_who_holds_the_interface_is_not_made_up(cable, monkeypatch):
         attach(self, link, program, mode, replaced)
 
     monkeypatch.setattr(Links, "attach", refuse)
-    assert fails(attachment.attach, SENSOR, DEFAULT) == f"{SENSOR}: XDP is refused: an upper device has one"
+    assert fails(loader.attach, SENSOR, DEFAULT) == f"{SENSOR}: XDP is refused: an upper device has one"
     monkeypatch.setattr(Links, "attach", outrun)
-    assert fails(attachment.attach, SENSOR, DEFAULT) == (
+    assert fails(loader.attach, SENSOR, DEFAULT) == (
         f"{SENSOR}: somebody else attached an XDP program just now: try again")

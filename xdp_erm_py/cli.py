@@ -216,25 +216,25 @@ def _each(names: Any, act: Any) -> int:
 
 
 def _attach(args: argparse.Namespace) -> int:
-    from .interface import attachment
+    from .interface import loader
     from .kernel import privileges
     configured = _configured(args)
     privileges.require_to_change()
-    return _each(configured, lambda name: attachment.attach(name, configured[name], args.force))
+    return _each(configured, lambda name: loader.attach(name, configured[name], args.force))
 
 
 def _detach(args: argparse.Namespace) -> int:
-    from .interface import attached, attachment
+    from .interface import loader, ours
     from .kernel import privileges
     from .kernel.links import Links
     privileges.require_to_change()
     names = list(dict.fromkeys(args.interfaces))
     if not names:
         with Links() as links:
-            names = [found.link.name for found in attached.find_all(links)]
+            names = [found.link.name for found in ours.find_all(links)]
         if not names:
             print("xdp-erm is not attached to any interface of this network namespace")
-    return _each(names, attachment.detach)
+    return _each(names, loader.detach)
 
 
 # How long a status looks at frames that a program seems not to see.
@@ -242,17 +242,17 @@ _PATIENCE = 0.5  # seconds
 
 
 def _status(args: argparse.Namespace) -> int:
-    from .interface import attached, isolation, running, stats
+    from .interface import isolation, ours, running, stats
     from .kernel import privileges
     from .kernel.links import Links
     privileges.require_to_look()
     with Links() as links:
-        interfaces = attached.undisturbed(lambda: [
+        interfaces = ours.undisturbed(lambda: [
             {**stats.describe(found), **isolation.look(found.link).as_dict(), "leaked": stats.leaked(found),
              "unmarked": stats.unmarked(found), "scattered": stats.scattered(found),
              "unseen": running.unseen(links, found, _PATIENCE),
              "outdated": found.outdated}
-            for found in attached.find_all(links)])
+            for found in ours.find_all(links)])
     if args.json:
         print(json.dumps({"interfaces": interfaces}))
     else:

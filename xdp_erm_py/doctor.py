@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from . import config, shared, systemd
 from .errors import XdpErmError
-from .interface import attached, attachment, isolation, nic, programs, running, spread, stats, topology
-from .interface.attached import Attachment
+from .interface import isolation, loader, nic, ours, programs, running, spread, stats, topology
+from .interface.ours import Attachment
 from .kernel import privileges
 from .kernel.links import Link, Links
 from .modules import PACKAGES
@@ -108,7 +108,7 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
     known = _may_look()
     with Links() as links:
         if not names:
-            running = [found.link.name for found in attached.find_all(links)] if known else []
+            running = [found.link.name for found in ours.find_all(links)] if known else []
             names = [*configuration.interfaces, *running, *_of_zeeks_units()]
         if not names:
             yield Finding(None, "interfaces", PROBLEM, "no interface: name one, or put it under `interfaces` in "
@@ -138,11 +138,11 @@ def _of_zeeks_units() -> list[str]:
 
 
 def _patient(link: Link, configuration: config.Configuration, known: bool) -> Patient:
-    ours = attached.attachment_of(link) if known else None
-    if ours is None:
+    found = ours.attachment_of(link) if known else None
+    if found is None:
         return Patient(link, configuration.of(link.names, {}).as_dict(), None, {})
-    settings = {**DEFAULTS, **ours.state["config"]}
-    return Patient(link, settings, ours, stats.read(ours))
+    settings = {**DEFAULTS, **found.state["config"]}
+    return Patient(link, settings, found, stats.read(found))
 
 
 def _findings(patient: Patient | None, check: Callable[..., Iterator[Result]]) -> Iterator[Finding]:
@@ -296,7 +296,7 @@ def program(patient: Patient) -> Iterator[Result]:
         yield Result(OK, f"xdp-erm is attached ({attached.mode}, program {attached.program_id}, since "
                          f"{attached.state['attached_at']})")
     elif link.program_id is not None:
-        raise attachment.foreign(link)
+        raise loader.foreign(link)
     elif _starts_at_boot(link.name):
         yield Result(PROBLEM, "xdp-erm is not attached although a systemd unit shall do it: `xdp-erm attach "
                               f"{link.name}` attaches, `systemctl status 'xdp-erm@*'` says what went wrong")

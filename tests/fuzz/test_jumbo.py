@@ -8,7 +8,7 @@ import socket
 from frames import INNER, SWITCH, wrap
 
 from fuzz.generator import LONGEST
-from xdp_erm_py.interface import attachment
+from xdp_erm_py.interface import loader
 from xdp_erm_py.lab import cable
 from xdp_erm_py.program.reference import decapsulate
 from xdp_erm_py.settings import InterfaceConfig
@@ -24,7 +24,7 @@ def test_jumbo_frames(xdp, monkeypatch):
     draw = random.Random(1)
     with cable.Cable() as wire, wire.sensor.entered(), \
             socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:  # 3: ETH_P_ALL
-        attachment.attach(cable.SENSOR_INTERFACE, CONFIG)
+        loader.attach(cable.SENSOR_INTERFACE, CONFIG)
         wire.wait_for_carrier()
         tap.bind((cable.SENSOR_INTERFACE, 0))
         tap.settimeout(SECONDS)

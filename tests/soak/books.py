@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pyroute2 import IPRoute
 
 from xdp_erm_py import shared
-from xdp_erm_py.interface import attached
+from xdp_erm_py.interface import ours
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE, Cable
@@ -46,7 +46,7 @@ class Books:
     def look(self) -> None:
         """To be called after each command, as it may have attached."""
         with Links() as links:
-            for found in attached.find_all(links):
+            for found in ours.find_all(links):
                 self.programs.add(found.program_id)
                 self.maps.update(found.maps.values())
                 for name, map_id in found.maps.items():

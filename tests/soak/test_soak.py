@@ -13,7 +13,7 @@ from soak.faults import FAULTS, Fault
 from soak.soak import Soak, soak
 from soak.wire import Wire
 from xdp_erm_py import shared
-from xdp_erm_py.interface import attached
+from xdp_erm_py.interface import ours
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 
@@ -33,7 +33,7 @@ def bare(run: Soak) -> None:
 
 
 def miscount(run: Soak) -> None:
-    with Links() as links, bpf.Map.by_id(attached.find_all(links)[0].maps["counters"]) as counters:
+    with Links() as links, bpf.Map.by_id(ours.find_all(links)[0].maps["counters"]) as counters:
         key = struct.pack("=I", shared.COUNTERS.index("other"))
         values = counters.lookup(key)
         counters.update(key, b"".join(struct.pack("=QQ", 1 + struct.unpack("=QQ", value)[0], 0) for value in values))

@@ -18,7 +18,7 @@ from ..kernel.links import Link
 from ..program import compiler
 from ..settings import InterfaceConfig
 from . import spread
-from .attached import STATE_MAP, Attachment, write_state
+from .ours import STATE_MAP, Attachment, write_state
 
 # A later command may have more to remember, an offload that came on since.
 _STATE_SLACK = 4096

@@ -14,7 +14,7 @@ from .. import shared
 from ..kernel import sysfs
 from ..kernel.links import Links
 from . import stats
-from .attached import Attachment
+from .ours import Attachment
 
 #: Packets that must have come unseen, so that it is worth a look, and that must come unseen while we look.
 SUSPECTED, CERTAIN = 100, 10

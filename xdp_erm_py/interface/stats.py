@@ -15,7 +15,7 @@ from ..kernel import bpf
 from ..kernel.links import Links
 from ..kernel.privileges import require_to_look
 from . import isolation
-from .attached import Attachment, find, find_all, undisturbed
+from .ours import Attachment, find, find_all, undisturbed
 
 
 def snapshot(name: str | None = None) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ..errors import UsageError, XdpErmError
-from ..interface import attachment, stats
+from ..interface import loader, stats
 from ..settings import InterfaceConfig
 from ..shared import VERDICTS
 from .cable import SENSOR_INTERFACE, Cable
@@ -100,7 +100,7 @@ def _both_runs(
             mirror(cable, traffic(), workers)
             without = workers.finish()
         with cable.sensor.entered():
-            for line in attachment.attach(SENSOR_INTERFACE, InterfaceConfig()):
+            for line in loader.attach(SENSOR_INTERFACE, InterfaceConfig()):
                 print(line)
         cable.wait_for_carrier()
         with workers_expecting("mirrored") as workers:

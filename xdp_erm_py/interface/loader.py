@@ -16,8 +16,8 @@ from ..kernel.netlink import Refused
 from ..kernel.privileges import require_to_change
 from ..settings import InterfaceConfig
 from . import isolation, metadata, nic, running, spread, stats, topology
-from .attached import STATE_MAP, Attachment, attachment_of, find, find_all, now, write_state
 from .journal import Journal, exclusive
+from .ours import STATE_MAP, Attachment, attachment_of, find, find_all, now, write_state
 from .programs import Candidate, NoFrags, Programs, bpf_refused, candidates_for
 
 # How long attach looks at frames that a program seems not to see.
