@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xdp_erm_py import shared
-from xdp_erm_py.interface import journal
+from xdp_erm_py.interface import attached, journal, stats
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.bpf import descriptor
 from xdp_erm_py.kernel.links import Links
@@ -207,6 +207,7 @@ class Soak:
         moved = self._read()
         moved.subtract(before)
         self._balance(fault, moved)
+        self._look_for_leaks(fault)
         self._compare_reports(f"after {fault.name!r}: ")
         self.wire.forget()
         self.done[fault.name] += 1
@@ -245,6 +246,12 @@ class Soak:
         false = [claim for claim, holds in claims.items() if not holds]
         if false:
             self.wrong.append(f"after {fault.name!r}: {'; '.join(false)}: {dict(sorted(moved.items()))}")
+
+    def _look_for_leaks(self, fault: Fault) -> None:
+        with Links() as links:
+            leaked = [stats.leaked(found) for found in attached.find_all(links)]
+        if any(leaked):
+            self.wrong.append(f"after {fault.name!r}: {sum(leaked)} decapsulated frames have reached the host")
 
     def _compare_reports(self, when: str) -> None:
         for attached_at, counted in self.books.counted_by_life().items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import time
 
+import filters
 import pytest
 
 from soak import soak as module
@@ -52,9 +53,15 @@ def overstate(run: Soak) -> None:
     run.publisher.start()
 
 
+def leak(run: Soak) -> None:
+    """Takes the filter away."""
+    filters.take_away(run.name)
+    time.sleep(0.3)
+
+
 @pytest.mark.parametrize("act, claim", [
-    (bare, "frames have no verdict"), (miscount, "counted so"), (swallow, "frames vanished before the program"),
-    (overstate, "Zeek was told")])
+    (leak, "frames have reached the host"), (bare, "frames have no verdict"), (miscount, "counted so"),
+    (swallow, "frames vanished before the program"), (overstate, "Zeek was told")])
 def test_what_is_wrong_is_noticed(xdp, monkeypatch, act, claim):
     monkeypatch.setattr(module, "FAULTS", [Fault("a lie", lambda run: act(run))])
     assert claim in str(soak(0, 1).wrong)
