@@ -98,9 +98,9 @@ class Cluster:
         found: list[dict[str, Any]] = json.loads(answer)["interfaces"]
         return found
 
-    def publisher(self) -> int | None:
+    def publisher(self, helper: str = "xdp-erm.pyz") -> int | None:
         """The process id of the machine's publisher, if one runs."""
-        pids = self.machine.run("pgrep", "-f", "xdp-erm.pyz publish", status=None).split()
+        pids = self.machine.run("pgrep", "-f", f"^/usr/bin/python3.*{helper} publish", status=None).split()
         assert len(pids) < 2
         return int(pids[0]) if pids else None
 

@@ -7,13 +7,13 @@ import gzip
 import json
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filters
 import foreign
 import pytest
 from cluster import PATIENCE, Cluster, Flow, config_script, decapsulated, key_of, mirrored_flows, nodes, section, table
@@ -25,7 +25,6 @@ from xdp_erm_py.lab.traffic import synthetic
 
 pytestmark = [needs_zeek, pytest.mark.usefixtures("xdp")]
 
-ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ["worker-1", "worker-2", "worker-3", "worker-4"]
 PID_FILE = "/run/xdp-erm-publish.pid"
 GONE = "while pgrep -f '[x]dp-erm.pyz publish'; do sleep 0.1; done"
@@ -180,8 +179,8 @@ def test_cron_mends_and_reports(stopped):
     assert f"127.0.0.1: {SENSOR}: attached (native, program {cluster.status()[0]['program_id']})" in said[1:]
     assert cluster.zeekctl("cron") == ""
 
-    cluster.machine.run(sys.executable, "-c", f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-                                              f"import filters; filters.take_away({SENSOR!r})")
+    with cluster.cable.sensor.entered():
+        filters.take_away(SENSOR)
     assert cluster.zeekctl("cron").splitlines() == [
         f"127.0.0.1: {SENSOR}: xdp-erm was no longer isolated, and is again:",
         f"127.0.0.1: {SENSOR}: decapsulated frames are kept from the host's own network stack",
@@ -315,7 +314,12 @@ def test_no_failure_of_ours_stops_zeekctl(stopped):
     ({}, {"attach": "2"}, "worker-1: xdp_erm.attach = 2: is neither 0 nor 1"),
     ({"on_failure": "panic"}, {}, "zeekctl.cfg: xdp_erm.on_failure = panic: is none of fallback, veto"),
     ({"transport": "pigeon"}, {}, "zeekctl.cfg: xdp_erm.transport = pigeon: is none of auto, websocket, broker"),
-    ({"interval": "0"}, {}, "zeekctl.cfg: xdp_erm.interval = 0: is not a number of seconds from 0.1 to 3600"),
+    ({"interval": "0"}, {}, "zeekctl.cfg: xdp_erm.interval = 0: is not a number of seconds from 1 to 3600"),
+    ({"interval": "1.5"}, {}, "zeekctl.cfg: xdp_erm.interval = 1.5: is not a whole number"),
+    ({"spread_queue": "many"}, {}, "zeekctl.cfg: xdp_erm.spread_queue = many: is not a whole number"),
+    ({}, {"depth": "one"}, "worker-1: xdp_erm.depth = one: is not a whole number"),
+    ({}, {"sessions": "off"}, "worker-1: xdp_erm.sessions = off: is neither 0 nor 1"),
+    ({"helper": "xdp-erm"}, {}, "zeekctl.cfg: xdp_erm.helper = xdp-erm: is not an absolute path"),
     ({"websocket_port": "0"}, {}, "zeekctl.cfg: xdp_erm.websocket_port = 0: is not a TCP port (1 to 65535)"),
     ({"config": "xdp-erm.yaml"}, {}, "zeekctl.cfg: xdp_erm.config = xdp-erm.yaml: is not an absolute path"),
     ({"vlan": "keep"}, {}, "worker-1: xdp_erm.vlan: 'keep' is none of restore, tagged, strip"),
@@ -448,18 +452,64 @@ def test_everything_that_needs_root_has_the_prefix(stopped):
     cluster.zeekctl("xdp_erm.status")
     cluster.zeekctl("xdp_erm.stats")
     publisher = cluster.publisher()
-    cluster.zeekctl("stop")
+    said = cluster.zeekctl("stop")
     cluster.zeekctl("xdp_erm.detach")
     done = [re.sub(r"\S*/xdp-erm.pyz", "xdp-erm", line) for line in cluster.machine.shell("cat /run/log").splitlines()]
-    assert done == [
+    looks = done.count("xdp-erm publish --running")
+    assert looks >= 3
+    assert [line for line in done if line != "xdp-erm publish --running"] == [
         f"xdp-erm attach -- {SENSOR}",
-        "xdp-erm publish --interval=1 --transport=auto --websocket=127.0.0.1:27758 "
-        "--pid-file=/run/xdp-erm-publish.pid --peer=127.0.0.1:27761",
+        "xdp-erm publish --interval=1 --transport=auto --websocket=127.0.0.1:27758 --peer=127.0.0.1:27761",
         "xdp-erm status --json",
         f"xdp-erm stats --json -- {SENSOR}",
-        f"kill {publisher}",
+        "xdp-erm publish --stop",
         f"xdp-erm detach -- {SENSOR}",
     ]
+    assert f"the publisher (process {publisher}) has ended" in said
+
+
+def test_a_helper_that_is_roots_own(stopped):
+    """Nothing but it is run as root, and what does not go with the package is said."""
+    cluster, helper = stopped, "/run/root's/xdp-erm"
+    package = f"{ZEEK}/lib/zeek/plugins/packages/xdp-erm/xdp-erm.pyz"
+    cluster.machine.shell("mkdir \"/run/root's\"; printf '#!/bin/sh\\necho \"$@\" >>/run/log2\\nexec \"$@\"\\n' "
+                          ">/run/bin/as-root && chmod +x /run/bin/as-root")
+    cluster.configure(xdp_erm_command_prefix="as-root", xdp_erm_helper=helper)
+    said = cluster.zeekctl("start")
+    assert re.search(rf"error: 127.0.0.1: {helper} should be xdp-erm [\d.]+, as this package is \(.*not found\): run "
+                     rf"there, as root, `install -m 755 {re.escape(package)} .*`\n", said), said
+    cure = re.search("as root, `(.*)`\n", said)[1]
+    cluster.zeekctl("stop")
+
+    cluster.machine.shell(cure)
+    said = cluster.zeekctl("start")
+    assert "should be" not in said and "attached (native" in said
+    assert cluster.machine.shell(f'stat -c %U:%a "{helper}"') == "root:755\n"
+    assert cluster.publisher(helper)
+    cluster.zeekctl("stop")
+    assert {line.partition("xdp-erm ")[0] for line in cluster.machine.shell("cat /run/log2").splitlines()} == {
+        "/run/root's/"}
+
+    # The package goes on, the copy stays.
+    cluster.machine.shell(f'mv "{helper}" "{helper}.new" && printf \'#!/bin/sh\\n[ "$1" = --version ] && '
+                          f'echo xdp-erm 0.0.1 || exec "$0.new" "$@"\\n\' >"{helper}" && chmod +x "{helper}"')
+    said = cluster.zeekctl("xdp_erm.doctor", status=None)
+    assert f"Error: 127.0.0.1: {helper} should be xdp-erm " in said
+    assert "as this package is (xdp-erm 0.0.1): run" in said
+
+
+def test_an_interface_that_is_gone_is_forgotten(stopped):
+    cluster = stopped
+    cluster.machine.shell("ip link add mon9 up type veth peer name peer9")
+    cluster.configure(nodes() + section("more", "worker", interface="af_packet::mon9"))
+    cluster.zeekctl("xdp_erm.attach")
+    assert {interface["name"] for interface in cluster.status()} == {SENSOR, "mon9"}
+    cluster.machine.run("ip", "link", "delete", "mon9")
+    cluster.configure()
+    said = cluster.zeekctl("deploy")
+    assert said.count("mon9") == 2 and (
+        "127.0.0.1: mon9: nothing is left to detach: xdp-erm: mon9: no such interface") in said
+    assert "mon9" not in cluster.zeekctl("deploy")
 
 
 def test_somebody_elses_publisher_is_left_alone(stopped):
@@ -478,7 +528,8 @@ def test_somebody_elses_publisher_is_left_alone(stopped):
     units = cluster.publisher()
     cluster.machine.shell("echo 0::/system.slice/xdp-erm-publish.service >/run/cgroup; "
                           f"mount --bind /run/cgroup /proc/{units}/cgroup")
-    cluster.zeekctl("stop")
+    assert (f"127.0.0.1: the publisher (process {units}) is left to systemd: `systemctl stop xdp-erm-publish.service` "
+            "stops it\n") in cluster.zeekctl("stop")
     assert cluster.publisher() == units
     cluster.machine.shell(f"umount /proc/{units}/cgroup; kill {units}; {GONE}")
 

@@ -22,32 +22,35 @@ import ZeekControl.plugin
 
 HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "xdp-erm.pyz")
 
-# What zeekctl.cfg can set, as xdp_erm.NAME: name, default, description. Strings, as they are in node.cfg. The empty
-# ones are left to the hosts' configuration file.
-OPTIONS = (
-    ("attach", "1", "Attach xdp-erm to the interfaces of AF_PACKET workers (0 or 1)."),
+# What zeekctl.cfg can set, as xdp_erm.NAME: name, default, whose type is the option's, description. Settings that are
+# as by default are left to the hosts' configuration file.
+OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("attach", True, "Attach xdp-erm to the interfaces of AF_PACKET workers."),
     ("config", "", "Configuration file on the hosts, in place of /etc/xdp-erm.yaml."),
     ("port", "", "UDP destination ports that carry ERM."),
     ("vlan", "", "The mirrored frame's 802.1Q tag: restore, tagged or strip."),
-    ("depth", "", "Levels of ERM to peel, 1 to 3; more than 1 needs sources."),
+    ("depth", 0, "Levels of ERM inside ERM to peel, 1 to 3."),
     ("mode", "", "Where XDP runs: auto, native or generic."),
     ("sources", "", "IPv4 prefixes of the switches: take ERM only from these."),
     ("targets", "", "IPv4 addresses: take ERM only to these."),
-    ("sessions", "", "0: do not count by switch session."),
-    ("set_mtu", "", "1: raise an MTU that is too small for full-size mirrored frames."),
-    ("isolate", "", "0: let the hosts' own network stacks have the decapsulated frames, too."),
+    ("sessions", True, "0: do not count by switch session."),
+    ("set_mtu", False, "1: raise an MTU that is too small for full-size mirrored frames."),
+    ("isolate", True, "0: let the hosts' own network stacks have the decapsulated frames, too."),
     ("spread", "", "Spread decapsulated frames over CPUs: none, auto, rps or cpumap."),
     ("spread_cpus", "", "These CPUs, like 2-5,8; else all but the NIC's and those that Zeek is pinned to."),
-    ("spread_queue", "", "Frames that wait for a CPU at most (cpumap)."),
-    ("spread_ports", "", "1: let flows of one pair of addresses go to different CPUs (cpumap)."),
+    ("spread_queue", 0, "Frames that wait for a CPU at most (cpumap)."),
+    ("spread_ports", False, "1: let flows of one pair of addresses go to different CPUs (cpumap)."),
     ("on_failure", "fallback", "Where attaching fails: fallback (workers start without) or veto (they do not start)."),
-    ("detach_on_stop", "0", "Detach when the last worker of an interface was stopped (0 or 1)."),
+    ("detach_on_stop", False, "Detach when the last worker of an interface was stopped."),
     ("command_prefix", "", "What makes a command run as root on the hosts, such as sudo -n."),
-    ("publish", "1", "Run a publisher on each host, which reports the counters to Zeek (0 or 1)."),
-    ("interval", "10", "Seconds between the publisher's reports."),
+    ("helper", "", "The helper on the hosts, root's own copy, in place of the one in the package."),
+    ("publish", True, "Run a publisher on each host, which reports the counters to Zeek."),
+    ("interval", 10, "Seconds between the publisher's reports."),
     ("transport", "auto", "How the publisher reaches Zeek: auto, websocket or broker."),
-    ("websocket_port", "27758", "Port on loopback where one Zeek node of each host waits for the publisher."),
+    ("websocket_port", 27758, "Port on loopback where one Zeek node of each host waits for the publisher."),
 )
+_DEFAULTS = {name: default for name, default, _ in OPTIONS}
+_TYPES = {bool: "bool", int: "int", str: "string"}
 
 # How the helper's command line says settings.
 _FLAGS = {"config": "--config", "port": "--port", "vlan": "--vlan", "depth": "--depth", "mode": "--mode",
@@ -55,18 +58,17 @@ _FLAGS = {"config": "--config", "port": "--port", "vlan": "--vlan", "depth": "--
           "spread_queue": "--spread-queue"}
 _LISTS = ("port", "sources", "targets", "spread_cpus")
 # It has a flag for one of two values, the one that is not the default.
-_SWITCHES = {"sessions": (False, "--no-sessions"), "set_mtu": (True, "--set-mtu"), "isolate": (False, "--no-isolate"),
-             "spread_ports": (True, "--spread-ports")}
+_SWITCHES = {"sessions": "--no-sessions", "set_mtu": "--set-mtu", "isolate": "--no-isolate",
+             "spread_ports": "--spread-ports"}
 
 # What node.cfg can set for a worker, as xdp_erm.NAME, over what zeekctl.cfg says.
 NODE_KEYS = ("attach", *_FLAGS, *_SWITCHES)
 
+# As zeekctl reads its own options of that type.
 _BOOLEANS = {"0": False, "false": False, "1": True, "true": True}
 _CHOICES = {"on_failure": ("fallback", "veto"), "transport": ("auto", "websocket", "broker")}
-
-PID_FILE = "/run/xdp-erm-publish.pid"
-# Whether a publisher runs, whoever started it. In a shell; the process is then in $pid.
-PUBLISHER_RUNS = f'{{ pid=$(cat {PID_FILE} 2>/dev/null) && grep -qa publish "/proc/$pid/cmdline" 2>/dev/null; }}'
+_RANGES = {"interval": (1, 3600, "a number of seconds from 1 to 3600"),
+           "websocket_port": (1, 65535, "a TCP port (1 to 65535)")}
 
 
 class Capture(NamedTuple):
@@ -134,8 +136,8 @@ class XdpErm(ZeekControl.plugin.Plugin):
     def pluginVersion(self) -> int:
         return 1
 
-    def options(self) -> list[tuple[str, str, str, str]]:
-        return [(name, "string", default, description) for name, default, description in OPTIONS]
+    def options(self) -> list[tuple[str, str, Any, str]]:
+        return [(name, _TYPES[type(default)], default, description) for name, default, description in OPTIONS]
 
     def nodeKeys(self) -> list[str]:
         return list(NODE_KEYS)
@@ -165,9 +167,9 @@ class XdpErm(ZeekControl.plugin.Plugin):
         lines.append(f"redef XDP_ERM::websocket_port = {self.getOption('websocket_port')}/tcp;")
         if self.getOption("transport") == "broker":
             lines.append("redef XDP_ERM::websocket_listen = F;")
-        silence = 3 * float(self.getOption("interval"))
+        silence = 3 * self.getOption("interval")
         if silence > 120:  # so long the scripts wait for a report anyway
-            lines.append(f"redef XDP_ERM::publisher_silence = {silence:g} secs;")
+            lines.append(f"redef XDP_ERM::publisher_silence = {silence} secs;")
         return "\n".join(["@ifdef ( XDP_ERM::ports )", *lines, "@endif"])
 
     @guarded
@@ -185,6 +187,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
             self.error("xdp_erm: neither attached nor detached anything: correct zeekctl.cfg or node.cfg first")
             return nodes
         self._detach_unwanted()
+        self._report(self._stale(capture.node for capture in self._captures(nodes) if capture.wanted))
         failed = self._attach([capture for capture in self._captures(nodes) if capture.wanted])
         vetoed = set()
         for capture in failed:
@@ -200,7 +203,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
     @guarded
     def cmd_start_post(self, results: list[tuple[Any, ...]]) -> None:
         """Starts the publishers, now that there is a Zeek to report to."""
-        if self._is_on("publish"):
+        if self.getOption("publish") is True:
             captures = self._captures(node for node, success, *_ in results if success)
             self._report(self._start_publishers(capture.node for capture in captures if capture.wanted))
 
@@ -216,7 +219,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
     @guarded
     def cmd_stop_post(self, results: list[tuple[Any, ...]]) -> None:
         """Detaches from interfaces that no worker uses any longer, if that is wished."""
-        if self._is_on("detach_on_stop"):
+        if self.getOption("detach_on_stop") is True:
             attached = self._remembered("attached")
             self._detach([capture for capture in self._captures(node for node, *_ in results)
                           if capture.key in attached and not any(node.getPID() for node in capture.nodes)])
@@ -315,6 +318,9 @@ class XdpErm(ZeekControl.plugin.Plugin):
     def _doctor(self, captures: list[Capture], cmdout: Any) -> bool:
         """Shows what is found on each host; whether there is no problem."""
         nodes = _one_for_each_host(capture.node for capture in captures)
+        stale = self._stale(nodes)
+        for problem in stale:
+            cmdout.error(problem)
         outcomes = self._run([
             (node, self._privileged("doctor", "--", *(capture.interface for capture in captures
                                                       if capture.node.addr == node.addr)))
@@ -322,23 +328,21 @@ class XdpErm(ZeekControl.plugin.Plugin):
         for node, outcome in zip(nodes, outcomes):
             for line in outcome.output.splitlines():
                 cmdout.info(f"{node.host}: {line}")
-        return all(outcome.success for outcome in outcomes)
+        return not stale and all(outcome.success for outcome in outcomes)
 
     # The configuration
 
-    def _setting(self, node: Any, name: str) -> str:
-        """A worker's own setting, else the one for all."""
-        return str(getattr(node, f"xdp_erm_{name}") or self.getOption(name))
-
-    def _is_on(self, name: str) -> bool:
-        return _BOOLEANS.get(self.getOption(name).lower(), False)
+    def _setting(self, node: Any, name: str) -> Any:
+        """A worker's own setting, else the one for all. One that is wrong is what it reads."""
+        own = getattr(node, f"xdp_erm_{name}")
+        return self.getOption(name) if own == "" else _typed(name, own)
 
     def _captures(self, nodes: Iterable[Any] | None = None) -> list[Capture]:
         """What workers capture from; with `nodes`, where at least one of these does."""
         captures: dict[tuple[str, str], Capture] = {}
         for node in filter(_uses_af_packet, self.nodes()):
-            wanted = _BOOLEANS.get(self._setting(node, "attach").lower(), False)
-            capture = Capture([], node.interface.rpartition("::")[2], wanted, self._arguments(node))
+            capture = Capture([], node.interface.rpartition("::")[2], self._setting(node, "attach") is True,
+                              self._arguments(node))
             captures.setdefault((node.addr, capture.interface), capture).nodes.append(node)
         if nodes is None:
             return list(captures.values())
@@ -351,9 +355,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
             value = self._setting(node, name)
             if value:
                 arguments.append(f"{flag}={','.join(_words(value)) if name in _LISTS else value}")
-        for name, (value, flag) in _SWITCHES.items():
-            if _BOOLEANS.get(self._setting(node, name).lower()) is value:
-                arguments.append(flag)
+        arguments += [flag for name, flag in _SWITCHES.items() if self._setting(node, name) is (not _DEFAULTS[name])]
         # A number where there is one, of which 0 is one as well, else an empty string.
         pinned = [str(other.pin_cpus) for other in self.nodes() if other.addr == node.addr and other.pin_cpus != ""]
         if pinned:
@@ -362,18 +364,19 @@ class XdpErm(ZeekControl.plugin.Plugin):
 
     def _mistakes(self) -> list[str]:
         """What is wrong in zeekctl.cfg and node.cfg, as far as can be seen without asking the helper."""
-        names = [name for name, _, _ in OPTIONS]
+        names = list(_DEFAULTS)
         mistakes = [f"{option}: there is no such option (there are: {', '.join(names)})"
                     for option, _ in ZeekControl.config.Config.options(dynamic=False)
                     if option.startswith("xdp_erm.") and option.partition(".")[2] not in names]
         values = [("zeekctl.cfg", name, self.getOption(name)) for name in names]
-        values += [(node.name, name, getattr(node, f"xdp_erm_{name}")) for node in self.nodes() for name in NODE_KEYS]
+        values += [(node.name, name, self._setting(node, name)) for node in self.nodes() for name in NODE_KEYS
+                   if getattr(node, f"xdp_erm_{name}") != ""]
         for where, name, value in values:
             problem = self._problem(name, value)
             if problem:
                 mistakes.append(f"{where}: xdp_erm.{name} = {value}: {problem}")
         for node in self.nodes():
-            if _BOOLEANS.get(node.xdp_erm_attach.lower()) and not _uses_af_packet(node):
+            if node.xdp_erm_attach != "" and self._setting(node, "attach") is True and not _uses_af_packet(node):
                 mistakes.append(f"{node.name}: xdp_erm.attach = {node.xdp_erm_attach}: its interface "
                                 f"{node.interface or '(none)'} is not captured from with AF_PACKET (af_packet::...)")
         for capture in self._captures():
@@ -383,22 +386,21 @@ class XdpErm(ZeekControl.plugin.Plugin):
                              if self._setting(node, name) != self._setting(capture.node, name)]
         return mistakes
 
-    def _problem(self, name: str, value: str) -> str | None:
+    def _problem(self, name: str, value: Any) -> str | None:
         """What is wrong with a value; those for the helper are left to it."""
-        if name in ("attach", *_SWITCHES, "detach_on_stop", "publish"):
-            return None if value == "" or value.lower() in _BOOLEANS else "is neither 0 nor 1"
+        if type(value) is not type(_DEFAULTS[name]):
+            return "is neither 0 nor 1" if isinstance(_DEFAULTS[name], bool) else "is not a whole number"
         if name in _CHOICES:
             return None if value in _CHOICES[name] else f"is none of {', '.join(_CHOICES[name])}"
-        if name == "config":
+        if name in ("config", "helper"):
             return None if value == "" or value.startswith("/") else "is not an absolute path"
-        if name == "interval":
-            number = re.fullmatch(r"\d+(\.\d+)?", value)
-            return None if number and 0.1 <= float(value) <= 3600 else "is not a number of seconds from 0.1 to 3600"
-        if name == "websocket_port":
-            if not re.fullmatch("[0-9]{1,5}", value) or not 1 <= int(value) <= 65535:
-                return "is not a TCP port (1 to 65535)"
-            if self.getGlobalOption("UseWebSocket") and int(value) == self.getGlobalOption("WebSocketPort"):
-                return "is the port of zeekctl's own server (WebSocketPort)"
+        if name in _RANGES:
+            least, most, what = _RANGES[name]
+            if not least <= value <= most:
+                return f"is not {what}"
+        if name == "websocket_port" and self.getGlobalOption("UseWebSocket") \
+                and value == self.getGlobalOption("WebSocketPort"):
+            return "is the port of zeekctl's own server (WebSocketPort)"
         return None
 
     def _refused_settings(self) -> bool:
@@ -424,7 +426,21 @@ class XdpErm(ZeekControl.plugin.Plugin):
 
     def _privileged(self, *command: str) -> str:
         """A shell command that runs the helper as root."""
-        return f"{self.getOption('command_prefix')} {shlex.join([HELPER, *command])}".strip()
+        helper = self.getOption("helper") or HELPER
+        return f"{self.getOption('command_prefix')} {shlex.join([helper, *command])}".strip()
+
+    def _stale(self, nodes: Iterable[Any]) -> list[str]:
+        """What is to be said of root's own copies of the helper that are not of the package's version."""
+        helper = self.getOption("helper")
+        if not helper:
+            return []
+        done = subprocess.run([HELPER, "--version"], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+        version, nodes = done.stdout.strip(), _one_for_each_host(nodes)
+        outcomes = self._run([(node, f"{shlex.quote(helper)} --version") for node in nodes])
+        command = shlex.join(["install", "-m", "755", HELPER, helper])
+        return [f"{node.host}: {helper} should be {version}, as this package is ({outcome.output}): run there, as "
+                f"root, `{command}`"
+                for node, outcome in zip(nodes, outcomes) if outcome != (True, version)]
 
     def _run(self, commands: list[tuple[Any, str]]) -> list[Outcome]:
         """Runs commands on the nodes' hosts at the same time, one for each node; their outcomes in the same order."""
@@ -476,23 +492,30 @@ class XdpErm(ZeekControl.plugin.Plugin):
                 self.message(f"{address} has left node.cfg: `xdp-erm detach {interface}` detaches there")
                 self._remember("attached", self._remembered("attached") - {key})
             elif not capture.wanted:
-                self._detach([capture])
+                outcome = self._change("detach", [capture])[0]
+                host = self._look([capture.node])[address]
+                if outcome.success or host.problem or interface in host.interfaces:
+                    self._reported([capture], [outcome])
+                else:  # the interface is gone, and so is what was on it
+                    self.message(f"{capture}: nothing is left to detach: {outcome.output}")
+                    self._remember("attached", self._remembered("attached") - {key})
 
     def _start_publishers(self, nodes: Iterable[Any]) -> list[str]:
         """Starts a publisher on each of the nodes' hosts that has none; returns what went wrong."""
         nodes = _one_for_each_host(nodes)
         arguments = [f"--interval={self.getOption('interval')}", f"--transport={self.getOption('transport')}",
-                     f"--websocket=127.0.0.1:{self.getOption('websocket_port')}", f"--pid-file={PID_FILE}"]
+                     f"--websocket=127.0.0.1:{self.getOption('websocket_port')}"]
         manager = ZeekControl.config.Config.manager()
         if self.getGlobalOption("ClusterBackend").lower() == "broker":
             arguments.append(f"--peer={manager.addr}:{manager.getPort()}")
         log = shlex.quote(os.path.join(self.getGlobalOption("SpoolDir"), "xdp-erm-publish.log"))
         # zeekctl would wait for a process that has its streams. zeek-config in PATH tells where Broker's bindings are.
-        script = (f"{PUBLISHER_RUNS} && echo somebody runs one && exit 0\n"
+        running = self._privileged("publish", "--running")
+        script = (f'said=$({running}) && echo "$said" && exit 0\n'  # somebody's, which it names
                   f"export PATH={shlex.quote(self.getGlobalOption('BinDir'))}:$PATH\n"
                   f"setsid {self._privileged('publish', *arguments)} </dev/null >{log} 2>&1 &\n"
-                  "for tenth in $(seq 50); do\n"
-                  f"  sleep 0.1; {PUBLISHER_RUNS} && exit 0; [ -d /proc/$! ] || break\n"
+                  "for look in $(seq 25); do\n"
+                  f"  sleep 0.2; {running} >/dev/null && exit 0; [ -d /proc/$! ] || break\n"
                   f"done; tail -n 1 {log}; exit 1")
         outcomes = self._run([(node, script) for node in nodes])
         ours = {node.addr for node, outcome in zip(nodes, outcomes) if not outcome.success or not outcome.output}
@@ -504,13 +527,10 @@ class XdpErm(ZeekControl.plugin.Plugin):
         """Stops what we started; returns what went wrong. The publisher of our systemd unit is left to systemd."""
         publishing = self._remembered("publishing")
         nodes = [node for node in _one_for_each_host(nodes) if node.addr in publishing]
-        kill = f"{self.getOption('command_prefix')} kill".strip()
-        script = (f"{PUBLISHER_RUNS} || exit 0\n"
-                  "grep -q xdp-erm-publish.service /proc/$pid/cgroup && exit 0\n"
-                  f"{kill} $pid\n"
-                  f"for tenth in $(seq 100); do {PUBLISHER_RUNS} || exit 0; sleep 0.1; done\n"
-                  "echo process $pid does not end; exit 1")
-        outcomes = self._run([(node, script) for node in nodes])
+        outcomes = self._run([(node, self._privileged("publish", "--stop")) for node in nodes])
+        for node, outcome in zip(nodes, outcomes):
+            if outcome.success:
+                self._tell(node, outcome.output)
         stopped = {node.addr for node, outcome in zip(nodes, outcomes) if outcome.success}
         self._remember("publishing", publishing - stopped)
         return [f"{node.host}: xdp-erm's publisher is not stopped: {outcome.output}"
@@ -518,7 +538,8 @@ class XdpErm(ZeekControl.plugin.Plugin):
 
     def _look(self, nodes: list[Any]) -> dict[str, Host]:
         """What is attached and runs on the nodes' hosts, by address."""
-        script = f"{self._privileged('status', '--json')} && if {PUBLISHER_RUNS}; then echo true; else echo false; fi"
+        status, running = self._privileged("status", "--json"), self._privileged("publish", "--running")
+        script = f"{status} && if {running} >/dev/null; then echo true; else echo false; fi"
         hosts = {}
         for node, outcome in zip(nodes, self._run([(node, script) for node in nodes])):
             if outcome.success:
@@ -551,6 +572,14 @@ def _uses_af_packet(node: Any) -> bool:
     # zeekctl's own plugin puts the prefix before the interface when it comes to lb_method.
     return node.type in ("worker", "standalone") and bool(node.interface) and (
         node.interface.startswith("af_packet::") or node.lb_method == "af_packet")
+
+
+def _typed(name: str, text: str) -> Any:
+    """What a worker's key in node.cfg says. Text where it is of another type than the option, which is a mistake."""
+    kind = type(_DEFAULTS[name])
+    if kind is bool:
+        return _BOOLEANS.get(text.lower(), text)
+    return int(text) if kind is int and re.fullmatch("[0-9]{1,9}", text) else text
 
 
 def _lost(interface: dict[str, Any] | None) -> str | None:
