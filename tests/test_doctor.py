@@ -160,6 +160,14 @@ def test_address(cable):
     well("address", "192.0.2.1, 192.0.2.9")
 
 
+def test_a_bridge_answers_for_its_port(cable):
+    shell(f"ip link add bridge0 type bridge; ip link set {SENSOR} master bridge0; ip link set bridge0 up; "
+          "ip address add 192.0.2.1/24 dev bridge0")
+    well("address", "bridge0 has the address 192.0.2.1")
+    shell("ip link set bridge0 arp off")
+    says("address", WARNING, "bridge0 has the address 192.0.2.1, but ARP is off on it", "dev bridge0 arp on`")
+
+
 def test_an_address_that_does_not_answer(cable):
     shell(f"ip address add 192.0.2.1/24 dev {SENSOR}")
     told = "it has the address 192.0.2.1, but "

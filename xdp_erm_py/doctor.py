@@ -229,13 +229,16 @@ def place(patient: Patient) -> Iterator[Result]:
 
 def address(patient: Patient) -> Iterator[Result]:
     with Links() as links:
-        addresses = links.addresses(patient.link)
+        # A bridge or a bond has those of its parts, which get other frames than mirrored ones still.
+        holders = {link: found for link in (patient.link, *topology.above(links, patient.link))
+                   for found in [links.addresses(link)] if found}
+    addresses = [each for found in holders.values() for each in found]
     if not addresses:
         yield Result(WARNING, "it has no IPv4 address: a switch suspends a mirror session when nobody answers its ARP "
                               "requests, so give the interface the address that the session names")
-    else:
-        obstacle = _no_arp(patient.link)
-        told = f"it has the address {', '.join(addresses)}"
+    for link, found in holders.items():
+        obstacle = _no_arp(link)
+        told = f"{'it' if link == patient.link else link.name} has the address {', '.join(found)}"
         yield Result(WARNING, f"{told}, but {obstacle}; a switch suspends a mirror session when nobody answers its ARP "
                               "requests") if obstacle else Result(OK, told)
     targets = patient.settings["targets"]
