@@ -222,10 +222,12 @@ def test_what_is_not_ip_goes_to_one_cpu(steering):
     assert len({steering.cpu(frame) for frame in others}) == 1
 
 
-def test_nested_erm_goes_by_the_innermost_flow(steering):
-    cpus = [steering.cpu(MACS / IP(src=here, dst=there) / UDP()) for here, there in pairs(IP)]
-    nested = [steering.cpu(wrap(MACS / IP(src=here, dst=there) / UDP())) for here, there in pairs(IP)]
-    assert cpus == nested
+def test_nested_erm_goes_by_the_innermost_flow(xdp):
+    settings = InterfaceConfig(spread="cpumap", depth=2, sources=("0.0.0.0/0",))
+    with contextlib.closing(Steering(settings)) as steering:
+        cpus = [steering.cpu(MACS / IP(src=here, dst=there) / UDP()) for here, there in pairs(IP)]
+        nested = [steering.cpu(wrap(MACS / IP(src=here, dst=there) / UDP())) for here, there in pairs(IP)]
+    assert cpus == nested and len(set(cpus)) == 2
 
 
 @pytest.mark.parametrize("frame", [
