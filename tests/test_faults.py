@@ -22,6 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from xdp_erm_py import lab, shared
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import isolation, journal, loader, stats
+from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
@@ -173,6 +174,8 @@ def test_an_interface_in_another_network_namespace(cable):
         assert stats.snapshot() == []
         with elsewhere.entered():
             assert counted() == 50
+            with Links() as links:
+                assert isolation.look(links.find(SENSOR)).by == ("tcx" if bpf.tcx(1) else None)
             loader.attach(SENSOR, DEFAULT)
             with Links() as links:
                 assert isolation.look(links.find(SENSOR)).by
