@@ -102,7 +102,7 @@ def test_attach(small, hook, module, owner, step, number, when, again):
     killed("attach", SENSOR, "--set-mtu", at=(module, owner, step, number, when))
     if again:
         loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
-        assert stats.snapshot(SENSOR)
+        assert stats.snapshot(SENSOR)[0]["isolation"]
         with Links() as links:
             assert (isolation.look(links.find(SENSOR)).by, links.find(SENSOR).mtu) == (hook, 1554)
     loader.detach(SENSOR)

@@ -30,6 +30,7 @@ _QDISC = "+clsact"
 TAKEN = "taken"
 _TAKEN = struct.Struct("=QQ")  # struct taken in bpf/isolate.c
 
+
 class _Filter(NamedTuple):
     """What sees incoming frames behind the taps."""
 

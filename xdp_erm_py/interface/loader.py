@@ -145,7 +145,7 @@ class _Attaching:
         if self._config.spread != "none":
             self.said.append(plan.line(self._link))
         counts_anew = any(self._maps.get(each) != attached.maps.get(each) for each in stats.BALANCED)
-        if self._config.isolate and (self._isolated or counts_anew):
+        if self._config.isolate and (counts_anew or state["filter"].get("balance") is None):
             state["filter"]["balance"] = stats.balance(attached)
         with bpf.Map.by_id(attached.maps[STATE_MAP]) as state_map:
             write_state(state_map, state)
