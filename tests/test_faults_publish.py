@@ -311,7 +311,7 @@ def test_a_peer_that_says(place: Publishing, name: str) -> None:
         place.until(lambda: peer.connections >= 4, process)
     place.until(lambda: place.zeek.reports >= told + 3, process)
     # The reports that wait are among it.
-    assert resident(process) - before < 8 * 1024, f"KiB more, after {peer.sent} bytes"
+    assert resident(process) - before < 5 * 1024, f"KiB more, after {peer.sent} bytes"
     place.finish(process)
 
 

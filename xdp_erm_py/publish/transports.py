@@ -21,7 +21,7 @@ OPEN_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
 
 #: More than any message that Zeek sends us, and as many as we leave unread.
-_MESSAGE_BYTES, _UNREAD_MESSAGES = 1 << 16, 16
+_MESSAGE_BYTES, _UNREAD_MESSAGES = 1 << 16, 4
 _READ_BYTES = 1 << 16
 #: Codes of the frames that have parts of messages: continuation, text, binary (RFC 6455).
 _DATA = (0, 1, 2)
