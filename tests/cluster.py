@@ -25,7 +25,9 @@ LOCAL_ZEEK = """
 @load policy/tuning/json-logs
 @load policy/protocols/conn/vlan-logging
 redef digest_salt = "test";
+@ifdef ( XDP_ERM::log_interval )
 redef XDP_ERM::log_interval = 0sec;
+@endif
 
 # How many packets a worker has taken in: those that still wait for a worker when it is stopped are lost.
 event taken_in()
