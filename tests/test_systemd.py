@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from machine import ZEEK
+from machine import ZEEK, package_repository
 
 from xdp_erm_py import systemd
 from xdp_erm_py.errors import UsageError, XdpErmError
@@ -619,16 +619,19 @@ redef Log::default_rotation_interval = 0sec;
 
 
 @needs_generator
-def test_a_sensor_with_zeek_conf(zeek_conf: ZeekConf) -> None:
-    """Brought up by systemd alone: attached before the workers, everything counted once and in the log."""
+def test_a_sensor_with_zeek_conf(zeek_conf: ZeekConf, tmp_path: Path) -> None:
+    """Brought up as the documentation says: attached before the workers, everything counted once and in the log."""
     booted = zeek_conf.booted
+    booted.do("env", "HOME=/run", f"PATH={ZEEK}/bin:{SYSTEM_PATH}", "zkg", "install", "--force", "--skiptests",
+              str(package_repository(tmp_path)))
+    xdp_erm = f"{ZEEK}/bin/xdp-erm"
     zeek_conf.configure("[zeek]\nmanager = 1\nproxies = 1\narchiver = 0\n[interface mon0]\n"
                         "interface = af_packet::${interface_section_name}\nworkers = 2\n")
-    booted.write(f"{ZEEK}/share/zeek/site/local.zeek", LOCAL_ZEEK)
+    booted.write(f"{ZEEK}/share/zeek/site/local.zeek", LOCAL_ZEEK.replace(f"{REPOSITORY}/scripts", "packages"))
     booted.write(f"/etc/systemd/system/{systemd.PUBLISHER}.d/often.conf",
-                 f"[Unit]\nPartOf=zeek.target\n[Service]\nExecStart=\nExecStart={XDP_ERM} publish --interval 1\n")
-    booted.xdp_erm("systemd", "install")
-    booted.do("systemctl", "start", "multi-user.target")
+                 f"[Unit]\nPartOf=zeek.target\n[Service]\nExecStart=\nExecStart={xdp_erm} publish --interval 1\n")
+    booted.do(xdp_erm, "systemd", "install", "--now")
+    booted.do("systemctl", "restart", "zeek.target")
     assert set(booted.attached()) == {"mon0"}
     workers = ("zeek-worker-mon0@1", "zeek-worker-mon0@2")
     attached = int(booted.state("xdp-erm@mon0", "ActiveEnterTimestampMonotonic"))
