@@ -10,11 +10,19 @@
 #define ETHERTYPE_IPV6 0x86dd
 #define ETHERTYPE_8021Q 0x8100
 #define ETHERTYPE_8021AD 0x88a8
+#define ETHERTYPE_BRIDGING 0x6558	/* an Ethernet frame within GRE or GENEVE */
+#define ETHERTYPE_ERSPAN 0x88be
+#define ETHERTYPE_ERSPAN_III 0x22eb
+#define PROTOCOL_HOP_BY_HOP 0
 #define PROTOCOL_ICMP 1
 #define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
+#define PROTOCOL_ROUTING 43
 #define PROTOCOL_FRAGMENT 44
+#define PROTOCOL_GRE 47
+#define PROTOCOL_AUTHENTICATION 51
 #define PROTOCOL_ICMPV6 58
+#define PROTOCOL_DESTINATION 60
 
 #define MAX_VLAN_TAGS 2
 
@@ -81,15 +89,16 @@ struct udp {
 	__be16 checksum;
 };
 
-/* Where the priority, CFI, VLAN id and the tagged bit stand in the u32 that ends the ERM header. */
-struct erm {
-	u8 unknown[8];
-	__be32 tag;
+/* RFC 2784 and 2890. Behind it 4 bytes each for checksum, key and sequence number, where the flags say so. */
+struct gre {
+	__be16 flags;
+	__be16 type;
 };
 
-#define ERM_TAG_PRIORITY(tag) (((tag) >> 21) & 7)
-#define ERM_TAG_CFI(tag) (((tag) >> 20) & 1)
-#define ERM_TAG_VLAN(tag) (((tag) >> 8) & 0xfff)
-#define ERM_TAG_IS_TAGGED(tag) (((tag) >> 7) & 1)
+#define GRE_CHECKSUM 0x8000
+#define GRE_ROUTING 0x4000
+#define GRE_KEY 0x2000
+#define GRE_SEQUENCE 0x1000
+#define GRE_VERSION 0x0007
 
 #endif

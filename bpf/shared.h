@@ -6,11 +6,27 @@
 #ifndef XDP_ERM_SHARED_H
 #define XDP_ERM_SHARED_H
 
-/* HP ERM: UDP to this port, then 12 bytes, then the mirrored Ethernet frame without its FCS. */
-#define ERM_DEFAULT_PORT 7932
-#define ERM_HEADER_LEN 12
+/* In which the mirrored frame can come; a header for each is in bpf/encapsulations/. */
+enum encapsulation {
+	ENCAPSULATION_ERM,	/* HP ERM */
+	ENCAPSULATION_ERSPAN,	/* ERSPAN I, II and III */
+	ENCAPSULATION_GRE,	/* an Ethernet frame, or IP, within GRE */
+	ENCAPSULATION_VXLAN,	/* VXLAN */
+	ENCAPSULATION_GENEVE,	/* GENEVE */
+	ENCAPSULATION_TZSP,	/* TZSP */
+	ENCAPSULATION_COUNT
+};
 
-/* Levels of ERM inside ERM that can be peeled. */
+/* UDP destination ports, where nothing else is configured. */
+#define ERM_DEFAULT_PORT 7932
+#define VXLAN_DEFAULT_PORT 4789
+#define GENEVE_DEFAULT_PORT 6081
+#define TZSP_DEFAULT_PORT 37008
+
+/* Fields of a TZSP header that are read at most; MikroTik sends one, which ends them. */
+#define MAX_TZSP_FIELDS 4
+
+/* Levels of wrapping that can be peeled. */
 #define MAX_DEPTH 3
 
 /*
@@ -20,6 +36,13 @@
 #define OWN_SESSIONS 256
 #define OWN_JIFFIES 10000
 #define MAX_SESSIONS 1024
+
+/*
+ * Frames of a session that are taken for missing, or for late, by their numbers at most: a number further off is of a
+ * sender that numbers anew. An outage of a second is a million frames at 10 Gbit/s.
+ */
+#define MOST_MISSING 1048576
+#define MOST_LATE 4096
 
 /* Addresses that are remembered of those that sent what the allow lists keep out. */
 #define MAX_SENDERS 1024
@@ -39,9 +62,10 @@
 enum verdict {
 	VERDICT_DECAPSULATED,	/* the wrapping is gone, the mirrored frame is left */
 	VERDICT_OTHER,	/* ARP, IPv6, TCP, UDP to another port or to none, as later fragments are: not ours */
-	VERDICT_FRAGMENT,	/* the first fragment of an ERM datagram: XDP cannot reassemble */
-	VERDICT_TRUNCATED,	/* the bytes end before what the headers promise or ERM needs */
+	VERDICT_FRAGMENT,	/* the first fragment of a mirror's packet: XDP cannot reassemble */
+	VERDICT_TRUNCATED,	/* the bytes end before what the headers promise or need */
 	VERDICT_MALFORMED,	/* header fields that contradict each other */
+	VERDICT_EXTENSION,	/* IPv6 with an extension header before UDP or GRE: not looked into */
 	VERDICT_FOREIGN_SOURCE,	/* ERM from a source that is not on the allow list */
 	VERDICT_FOREIGN_TARGET,	/* ERM to a destination that is not on the allow list */
 	VERDICT_FAILED,		/* a kernel helper refused */

@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause OR GPL-2.0-only */
 /*
- * Strips HP ERM (Ethernet, IPv4, UDP, 12-byte header) from a mirrored frame, so that the kernel sees the frame as it
- * was on the mirrored port. Every packet gets one verdict, is counted at one exit and is passed on, or handed to
- * another CPU that passes it on: this program never drops.
+ * Strips the encapsulation in which a switch, hypervisor or cloud sends a mirrored frame, so that the kernel sees the
+ * frame as it was on the mirrored port. Every packet gets one verdict, is counted at one exit and is passed on, or handed
+ * to another CPU that passes it on: this program never drops. What each encapsulation is stands in bpf/encapsulations/.
  *
  * xdp_erm_py/program/compiler.py compiles it with what is configured:
- *	CONFIG_IS_ERM_PORT(port)	whether a UDP destination port (host byte order) carries ERM
+ *	CONFIG_IS_ERM_PORT(port), CONFIG_IS_VXLAN_PORT(port), CONFIG_IS_GENEVE_PORT(port), CONFIG_IS_TZSP_PORT(port)
+ *				whether a UDP destination port (host byte order) carries it
+ *	CONFIG_ERSPAN, CONFIG_PLAIN_GRE	whether GRE carries it
+ *	CONFIG_UDP, CONFIG_GRE	whether anything comes over it
+ *	CONFIG_MIXED		defined where there can be more than ERM: sessions name their encapsulation, addresses have
+ *				room for IPv6
  *	CONFIG_DEPTH		levels that are peeled, 1 to MAX_DEPTH
  *	CONFIG_VLAN		one of VLAN_RESTORE, VLAN_TAGGED, VLAN_STRIP
- *	CONFIG_IS_SOURCE(address)	whether a sender (network byte order) may send; undefined where CONFIG_SOURCES is
- *				defined
+ *	CONFIG_IS_SOURCE(words)	whether a sender (struct address) may send; undefined where CONFIG_SOURCES is defined
  *	CONFIG_SOURCES		entries in the allow list of senders, where it is too long to be compared one by one
- *	CONFIG_IS_TARGET(address), CONFIG_TARGETS	the same of the addresses that it may be sent to
+ *	CONFIG_IS_TARGET(words), CONFIG_TARGETS	the same of the addresses that it may be sent to
  *	CONFIG_SENDERS		defined where there is an allow list: there can be foreign senders
  *	CONFIG_SESSIONS		defined where sessions are counted
  *	CONFIG_ISOLATE		defined where decapsulated frames are marked, for bpf/isolate.c to keep them out of the host
@@ -27,6 +31,13 @@
 #include "shared.h"
 #include "mark.h"
 #include "packet.h"
+#include "cursor.h"
+#include "encapsulations/erm.h"
+#include "encapsulations/gre.h"
+#include "encapsulations/erspan.h"
+#include "encapsulations/vxlan.h"
+#include "encapsulations/geneve.h"
+#include "encapsulations/tzsp.h"
 
 struct counter {
 	u64 packets;
@@ -43,11 +54,13 @@ struct sent {
 };
 
 #ifdef CONFIG_SESSIONS
-/* A mirror session of a switch: between one pair of addresses the source port is what tells sessions apart. */
+/* A mirror session. */
 struct session_key {
-	__be32 source;
-	__be16 source_port;
-	u16 zero;
+	struct address source;
+	u32 session;
+#ifdef CONFIG_MIXED
+	u32 encapsulation;
+#endif
 };
 
 /*
@@ -67,49 +80,67 @@ BPF_PERCPU_ARRAY(own_sessions, struct own_sessions, 1);
 
 /* All others. LRU: a flood of spoofed sources replaces idle sessions, and memory stays as it is. */
 BPF_TABLE("lru_hash", struct session_key, struct sent, sessions, MAX_SESSIONS);
+
+#if CONFIG_GRE
+/*
+ * How the frames of a session are numbered, for all CPUs together, since a NIC may spread one session over several.
+ * Missing are `highest` - `start` + 1 - `frames`; what comes late makes them fewer again. Numbers of 32 bits are extended
+ * to 64, and `start` moves along where the sender has begun anew.
+ */
+struct numbers {
+	u64 highest;
+	u64 start;
+	u64 frames;
+	u64 late;		/* that came behind one with a higher number */
+};
+
+BPF_TABLE("lru_hash", struct session_key, struct numbers, numbers, MAX_SESSIONS);
+#endif
 #endif
 
-/* Key of the allow lists: an IPv4 prefix. */
+/* Key of the allow lists. */
 struct prefix {
-	u32 length;		/* bits */
-	__be32 address;
+	u32 length;		/* bits of the address that count */
+	struct address address;
 };
+
+#define ADDRESS_BITS (8 * sizeof(struct address))
 
 #ifdef CONFIG_SOURCES
 BPF_LPM_TRIE(sources, struct prefix, u8, CONFIG_SOURCES);
 
-static __always_inline bool is_source(__be32 address)
+static __always_inline bool is_source(struct address *address)
 {
-	struct prefix host = { .length = 32, .address = address };
+	struct prefix host = { .length = ADDRESS_BITS, .address = *address };
 
 	return sources.lookup(&host);
 }
 #else
-static __always_inline bool is_source(__be32 address)
+static __always_inline bool is_source(struct address *address)
 {
-	return CONFIG_IS_SOURCE(address);
+	return CONFIG_IS_SOURCE(address->words);
 }
 #endif
 
 #ifdef CONFIG_TARGETS
 BPF_LPM_TRIE(targets, struct prefix, u8, CONFIG_TARGETS);
 
-static __always_inline bool is_target(__be32 address)
+static __always_inline bool is_target(struct address *address)
 {
-	struct prefix host = { .length = 32, .address = address };
+	struct prefix host = { .length = ADDRESS_BITS, .address = *address };
 
 	return targets.lookup(&host);
 }
 #else
-static __always_inline bool is_target(__be32 address)
+static __always_inline bool is_target(struct address *address)
 {
-	return CONFIG_IS_TARGET(address);
+	return CONFIG_IS_TARGET(address->words);
 }
 #endif
 
 #ifdef CONFIG_SENDERS
 /* Foreign senders, whose source or whose target is not on the list, by source address. LRU as `sessions`. */
-BPF_TABLE("lru_hash", __be32, struct sent, senders, MAX_SENDERS);
+BPF_TABLE("lru_hash", struct address, struct sent, senders, MAX_SENDERS);
 #endif
 
 #ifdef CONFIG_LANES
@@ -128,60 +159,135 @@ BPF_ARRAY(lanes, u32, CONFIG_LANES);
 BPF_PERCPU_ARRAY(steered, u64, CONFIG_CPUS);
 #endif
 
-/*
- * A place in the packet. `left` is what is left of the content: once a datagram's length is known, padding behind it is
- * never taken for content. It is below 0 where headers reach into that padding. `data_end` is where the memory ends, as
- * the verifier wants to be asked.
- */
-struct cursor {
-	void *next;
-	void *data_end;
-	long left;
+/* The IP header of one level of wrapping. */
+struct outer {
+	struct address source;
+	struct address destination;
+	u8 protocol;
+	bool ipv4;
+	u16 fragment;		/* not 0: it is the first of several */
+	long length;		/* of what is behind the header, as it says itself */
 };
 
-/* The next `length` bytes, or NULL where they are not there. */
-static __always_inline void *take(struct cursor *cursor, u32 length)
+static __always_inline void set_ipv4(struct address *address, __be32 ipv4)
 {
-	void *taken = cursor->next;
-
-	if (taken + length > cursor->data_end)
-		return NULL;
-	cursor->next += length;
-	cursor->left -= length;
-	/* It never is, but the compiler does not know and would have every caller ask again. */
-	__builtin_assume(taken != NULL);
-	return taken;
+#ifdef CONFIG_MIXED
+	address->words[0] = address->words[1] = 0;
+	address->words[2] = bpf_htonl(0xffff);
+	address->words[3] = ipv4;
+#else
+	address->words[0] = ipv4;
+#endif
 }
 
-/* Takes the Ethernet header and its VLAN tags. The EtherType behind them (host byte order), or -1: bytes missing. */
-static __always_inline int take_ethernet(struct cursor *cursor)
+/* Whether an IP protocol can carry what is configured. */
+static __always_inline bool is_carrier(u8 protocol)
 {
-	struct ethernet *ethernet = take(cursor, sizeof(*ethernet));
-	u16 ethertype;
+	return (CONFIG_UDP && protocol == PROTOCOL_UDP) || (CONFIG_GRE && protocol == PROTOCOL_GRE);
+}
 
-	if (!ethernet)
-		return -1;
-	ethertype = bpf_ntohs(ethernet->ethertype);
-#pragma unroll
-	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
-		struct vlan_tag *tag;
+static __always_inline enum verdict take_ipv4(struct cursor *cursor, struct outer *outer)
+{
+	long left = cursor->left, header_length;	/* signed: they are compared */
+	struct ipv4 *ip = take(cursor, sizeof(*ip));
+	u16 fragment;
 
-		if (ethertype != ETHERTYPE_8021Q && ethertype != ETHERTYPE_8021AD)
-			break;
-		tag = take(cursor, sizeof(*tag));
-		if (!tag)
-			return -1;
-		ethertype = bpf_ntohs(tag->ethertype);
+	if (!ip)
+		return VERDICT_TRUNCATED;
+	header_length = (ip->version_ihl & 0xf) * 4;
+	if (ip->version_ihl >> 4 != 4 || header_length < (long)sizeof(*ip))
+		return VERDICT_MALFORMED;
+	if (!is_carrier(ip->protocol))
+		return VERDICT_OTHER;
+	/* Only a datagram's first fragment says which port it is for. Of the others nobody knows whose they are. */
+	fragment = bpf_ntohs(ip->fragment);
+	if (fragment & IPV4_FRAGMENT_OFFSET)
+		return VERDICT_OTHER;
+
+	set_ipv4(&outer->source, ip->source);
+	set_ipv4(&outer->destination, ip->destination);
+	outer->protocol = ip->protocol;
+	outer->ipv4 = true;
+	outer->fragment = fragment & IPV4_MORE_FRAGMENTS;
+	outer->length = bpf_ntohs(ip->total_length) - header_length;
+	cursor->next = (void *)ip + header_length;
+	cursor->left = left - header_length;
+	return VERDICT_DECAPSULATED;
+}
+
+#ifdef CONFIG_MIXED
+static __always_inline bool is_extension(u8 protocol)
+{
+	return protocol == PROTOCOL_HOP_BY_HOP || protocol == PROTOCOL_ROUTING || protocol == PROTOCOL_FRAGMENT ||
+	       protocol == PROTOCOL_AUTHENTICATION || protocol == PROTOCOL_DESTINATION;
+}
+
+static __always_inline enum verdict take_ipv6(struct cursor *cursor, struct outer *outer)
+{
+	struct ipv6 *ip = take(cursor, sizeof(*ip));
+
+	if (!ip)
+		return VERDICT_TRUNCATED;
+	if (bpf_ntohl(ip->version_class_flow) >> 28 != 6)
+		return VERDICT_MALFORMED;
+	if (is_extension(ip->next_header)) {
+		/* Each begins with what comes next. No mirror is known to send any. */
+		u8 *next = take(cursor, sizeof(*next));
+
+		if (!next)
+			return VERDICT_TRUNCATED;
+		return is_carrier(*next) || is_extension(*next) ? VERDICT_EXTENSION : VERDICT_OTHER;
 	}
-	return ethertype;
+	if (!is_carrier(ip->next_header))
+		return VERDICT_OTHER;
+
+	__builtin_memcpy(&outer->source, ip->source, sizeof(outer->source));
+	__builtin_memcpy(&outer->destination, ip->destination, sizeof(outer->destination));
+	outer->protocol = ip->next_header;
+	outer->ipv4 = false;
+	outer->fragment = 0;
+	outer->length = bpf_ntohs(ip->payload_length);
+	return VERDICT_DECAPSULATED;
+}
+#endif
+
+/* Takes the outer IP header, behind an Ethernet header with this EtherType. VERDICT_DECAPSULATED: so far it can be. */
+static __always_inline enum verdict take_outer(struct cursor *cursor, int ethertype, struct outer *outer)
+{
+	if (ethertype < 0)
+		return VERDICT_TRUNCATED;
+	if (ethertype == ETHERTYPE_IPV4)
+		return take_ipv4(cursor, outer);
+#ifdef CONFIG_MIXED
+	if (ethertype == ETHERTYPE_IPV6)
+		return take_ipv6(cursor, outer);
+#endif
+	return VERDICT_OTHER;
 }
 
-/* One level of ERM: where it came from, and the mirrored frame's VLAN as the header has it (host byte order). */
-struct wrapping {
-	__be32 source;
-	__be16 source_port;
-	u32 tag;
-};
+/* What a UDP destination port carries: enum encapsulation, or ENCAPSULATION_COUNT: nothing of ours. */
+static __always_inline u32 carried_by_udp(u16 port, bool ipv4)
+{
+	if (ipv4 && CONFIG_IS_ERM_PORT(port))
+		return ENCAPSULATION_ERM;
+	if (CONFIG_IS_VXLAN_PORT(port))
+		return ENCAPSULATION_VXLAN;
+	if (CONFIG_IS_GENEVE_PORT(port))
+		return ENCAPSULATION_GENEVE;
+	if (ipv4 && CONFIG_IS_TZSP_PORT(port))
+		return ENCAPSULATION_TZSP;
+	return ENCAPSULATION_COUNT;
+}
+
+/* Likewise what a GRE type does. */
+static __always_inline u32 carried_by_gre(u16 type)
+{
+	if (CONFIG_ERSPAN && (type == ETHERTYPE_ERSPAN || type == ETHERTYPE_ERSPAN_III))
+		return ENCAPSULATION_ERSPAN;
+	if (CONFIG_PLAIN_GRE && (type == ETHERTYPE_BRIDGING || type == ETHERTYPE_IPV4 || type == ETHERTYPE_IPV6))
+		return ENCAPSULATION_GRE;
+	return ENCAPSULATION_COUNT;
+}
 
 /*
  * Takes the rest of one level of wrapping, behind an Ethernet header with this EtherType. VERDICT_DECAPSULATED: the
@@ -191,61 +297,65 @@ struct wrapping {
 static __always_inline enum verdict take_wrapping(struct cursor *cursor, int ethertype, struct wrapping *wrapping,
 						  bool outermost)
 {
-	long header_length, total_length, udp_length;	/* signed: they are compared with what is left */
 	struct cursor payload = *cursor;
-	struct ipv4 *ip;
-	struct udp *udp;
-	struct erm *erm;
-	u16 fragment;
+	struct outer outer;
+	enum verdict verdict = take_outer(&payload, ethertype, &outer);
+	long available = payload.left, length;
+	struct gre *gre = NULL;
+	struct udp *udp = NULL;
 
-	if (ethertype < 0)
-		return VERDICT_TRUNCATED;
-	if (ethertype != ETHERTYPE_IPV4)
+	if (verdict != VERDICT_DECAPSULATED)
+		return verdict;
+	settle(&payload);
+	if (!CONFIG_UDP || (CONFIG_GRE && outer.protocol == PROTOCOL_GRE)) {
+		gre = take(&payload, sizeof(*gre));
+		if (!gre)
+			return VERDICT_TRUNCATED;
+		wrapping->encapsulation = carried_by_gre(bpf_ntohs(gre->type));
+	} else {
+		udp = take(&payload, sizeof(*udp));
+		if (!udp)
+			return VERDICT_TRUNCATED;
+		wrapping->encapsulation = carried_by_udp(bpf_ntohs(udp->destination), outer.ipv4);
+	}
+	if (wrapping->encapsulation == ENCAPSULATION_COUNT)
 		return VERDICT_OTHER;
 
-	ip = take(&payload, sizeof(*ip));
-	if (!ip)
-		return VERDICT_TRUNCATED;
-	header_length = (ip->version_ihl & 0xf) * 4;
-	if (ip->version_ihl >> 4 != 4 || header_length < (long)sizeof(*ip))
-		return VERDICT_MALFORMED;
-	if (ip->protocol != PROTOCOL_UDP)
-		return VERDICT_OTHER;
-	/* Only a datagram's first fragment says which port it is for. Of the others nobody knows whose they are. */
-	fragment = bpf_ntohs(ip->fragment);
-	if (fragment & IPV4_FRAGMENT_OFFSET)
-		return VERDICT_OTHER;
-
-	payload.next = (void *)ip + header_length;
-	udp = take(&payload, sizeof(*udp));
-	if (!udp)
-		return VERDICT_TRUNCATED;
-	if (!CONFIG_IS_ERM_PORT(bpf_ntohs(udp->destination)))
-		return VERDICT_OTHER;
-
-	wrapping->source = ip->source;
-	if (outermost && !is_source(ip->source))
+	wrapping->source = outer.source;
+	if (outermost && !is_source(&outer.source))
 		return VERDICT_FOREIGN_SOURCE;
-	if (outermost && !is_target(ip->destination))
+	if (outermost && !is_target(&outer.destination))
 		return VERDICT_FOREIGN_TARGET;
-	if (fragment & IPV4_MORE_FRAGMENTS)
+	if (outer.fragment)
 		return VERDICT_FRAGMENT;
 
-	total_length = bpf_ntohs(ip->total_length);
-	udp_length = bpf_ntohs(udp->length);
-	if (udp_length < (long)sizeof(*udp) || header_length + udp_length > total_length)
+	/* A datagram ends where UDP says. What follows is padding or a trailer, and no part of the mirrored frame. */
+	length = udp ? bpf_ntohs(udp->length) : outer.length;
+	if (length < (long)(udp ? sizeof(*udp) : sizeof(*gre)) || length > outer.length)
 		return VERDICT_MALFORMED;
-	if (total_length > cursor->left || udp_length < (long)(sizeof(*udp) + sizeof(*erm) + sizeof(struct ethernet)))
+	if (outer.length > available)
 		return VERDICT_TRUNCATED;
-	erm = take(&payload, sizeof(*erm));
-	if (!erm)
-		return VERDICT_TRUNCATED;
+	payload.left = length - (udp ? sizeof(*udp) : sizeof(*gre));
 
-	wrapping->source_port = udp->source;
-	wrapping->tag = bpf_ntohl(erm->tag);
-	/* The datagram ends where UDP says. What follows is padding or a trailer, and no part of the mirrored frame. */
-	cursor->next = payload.next;
-	cursor->left = udp_length - sizeof(*udp) - sizeof(*erm);
+	if (udp && wrapping->encapsulation == ENCAPSULATION_ERM)
+		verdict = take_erm(&payload, udp, wrapping);
+	else if (udp && wrapping->encapsulation == ENCAPSULATION_VXLAN)
+		verdict = take_vxlan(&payload, wrapping);
+	else if (udp && wrapping->encapsulation == ENCAPSULATION_GENEVE)
+		verdict = take_geneve(&payload, wrapping);
+	else if (udp && wrapping->encapsulation == ENCAPSULATION_TZSP)
+		verdict = take_tzsp(&payload, udp, wrapping);
+	else if (gre && wrapping->encapsulation == ENCAPSULATION_ERSPAN)
+		verdict = take_erspan(&payload, gre, wrapping);
+	else if (gre)
+		verdict = take_gre(&payload, gre, wrapping);
+	if (verdict != VERDICT_DECAPSULATED)
+		return verdict;
+	if (payload.left < (wrapping->ethertype ? 1 : (long)sizeof(struct ethernet)))
+		return VERDICT_TRUNCATED;
+	settle(&payload);
+	forget(&payload, wrapping);
+	*cursor = payload;
 	return VERDICT_DECAPSULATED;
 }
 
@@ -272,21 +382,9 @@ static __always_inline bool is_inner_truncated(struct cursor packet, int etherty
 /* Whether the mirrored frame gets an 802.1Q tag again. VLAN 0 is no VLAN. */
 static __always_inline bool wants_tag(u32 tag)
 {
-	if (CONFIG_VLAN == VLAN_STRIP || !ERM_TAG_VLAN(tag))
+	if (CONFIG_VLAN == VLAN_STRIP || !(tag & TAG_VLAN))
 		return false;
-	return CONFIG_VLAN == VLAN_RESTORE || ERM_TAG_IS_TAGGED(tag);
-}
-
-/*
- * The 802.1Q tag control information, host byte order. ERM carries the switch's queue (traffic class), in which the
- * default class, PCP 0, ranks above the two background classes 1 and 2.
- */
-static __always_inline u16 tag_control(u32 tag)
-{
-	u32 queue = ERM_TAG_PRIORITY(tag);
-	u32 pcp = queue == 0 ? 1 : queue == 1 ? 2 : queue == 2 ? 0 : queue;
-
-	return pcp << 13 | ERM_TAG_CFI(tag) << 12 | ERM_TAG_VLAN(tag);
+	return CONFIG_VLAN == VLAN_RESTORE || tag & TAG_SAID;
 }
 
 /* Inserts the tag behind the two MAC addresses, which stand sizeof(struct vlan_tag) bytes further than they shall. */
@@ -300,7 +398,17 @@ static __always_inline void write_tag(struct xdp_md *ctx, u32 tag)
 	word[0] = word[1];
 	word[1] = word[2];
 	word[2] = word[3];
-	word[3] = bpf_htonl(ETHERTYPE_8021Q << 16 | tag_control(tag));
+	word[3] = bpf_htonl(ETHERTYPE_8021Q << 16 | (tag & TAG_CONTROL));
+}
+
+/* Makes a packet that came without an Ethernet header a frame, which begins where the packet's data does. */
+static __always_inline void write_ethernet(struct xdp_md *ctx, struct ethernet *ethernet)
+{
+	struct ethernet *made = (void *)(long)ctx->data;
+
+	/* As in write_tag. */
+	if ((void *)(made + 1) <= (void *)(long)ctx->data_end)
+		*made = *ethernet;
 }
 
 #ifdef CONFIG_ISOLATE
@@ -491,50 +599,84 @@ struct outcome {
 	u32 flow;		/* hash */
 };
 
+/* The part of a packet that is at hand while levels are peeled. */
+struct level {
+	struct cursor frame;	/* on what is left */
+	struct cursor packet;	/* on what its Ethernet header carries */
+	int ethertype;		/* of that */
+	void *macs;		/* the nearest Ethernet header's addresses */
+};
+
+/* Steps from where a level of wrapping ends, `frame`, to what is in it: a frame, or a packet of this EtherType. */
+static __always_inline void enter(struct level *level, u16 ethertype)
+{
+	level->packet = level->frame;
+	level->ethertype = ethertype;
+	if (!level->ethertype) {
+		level->macs = level->frame.next;
+		level->ethertype = take_ethernet(&level->packet);
+	}
+	settle(&level->packet);
+}
+
 /* Leaves exactly the mirrored frame, or the packet as it came. */
 static __always_inline void decapsulate(struct xdp_md *ctx, long length, struct outcome *outcome)
 {
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
-	/* `frame` stands on a frame, `packet` on what its Ethernet header carries. */
-	struct cursor frame, packet = { .next = data, .data_end = data_end, .left = length };
-	int ethertype = take_ethernet(&packet);
-	struct wrapping innermost;
+	struct level level = { .frame = { .next = data, .data = data, .data_end = data_end, .left = length } };
+	struct ethernet ethernet = {};
+	u32 tag, made;
 	long strip, trim;
-	bool tagged;
+	bool tagged, cut_off;
 
-	frame = packet;
-	outcome->verdict = take_wrapping(&frame, ethertype, &outcome->outermost, true);
+	enter(&level, 0);
+	level.frame = level.packet;
+	outcome->verdict = take_wrapping(&level.frame, level.ethertype, &outcome->outermost, true);
 	if (outcome->verdict != VERDICT_DECAPSULATED)
 		return;
 
-	innermost = outcome->outermost;
-	packet = frame;
-	ethertype = take_ethernet(&packet);
-	/* Whoever is mirrored can send ERM, too. It is another switch's, and peeled, only where that is configured. */
+	tag = outcome->outermost.tag;
+	made = outcome->outermost.ethertype;
+	cut_off = outcome->outermost.cut;
+	enter(&level, made);
+	/* Whoever is mirrored can send it, too. It is another switch's, and peeled, only where that is configured. */
 #pragma unroll
-	for (int level = 1; level <= CONFIG_DEPTH; level++) {
-		struct cursor next = packet;
-		struct wrapping wrapping;
+	for (int i = 1; i <= CONFIG_DEPTH; i++) {
+		struct cursor next = level.packet;
+		struct wrapping wrapping = {};
 
-		if (take_wrapping(&next, ethertype, &wrapping, false) != VERDICT_DECAPSULATED)
+		if (take_wrapping(&next, level.ethertype, &wrapping, false) != VERDICT_DECAPSULATED)
 			break;
-		if (level == CONFIG_DEPTH || !is_source(wrapping.source)) {
+		if (i == CONFIG_DEPTH || !is_source(&wrapping.source)) {
 			outcome->notes |= 1 << NOTE_NESTED_REFUSED;
 			break;
 		}
 		outcome->notes |= 1 << NOTE_NESTED;
-		innermost = wrapping;
-		packet = frame = next;
-		ethertype = take_ethernet(&packet);
+		tag = wrapping.tag;
+		made = wrapping.ethertype;
+		cut_off = wrapping.cut;
+		level.frame = next;
+		enter(&level, made);
 	}
-	if (is_inner_truncated(packet, ethertype))
+	if (cut_off || is_inner_truncated(level.packet, level.ethertype))
 		outcome->notes |= 1 << NOTE_INNER_TRUNCATED;
-	outcome->flow = flow_hash(packet, ethertype);
+	outcome->flow = flow_hash(level.packet, level.ethertype);
+	outcome->notes = forgotten(&level.frame, outcome->notes);
 
-	tagged = wants_tag(innermost.tag);
-	strip = frame.next - data - (tagged ? sizeof(struct vlan_tag) : 0);
-	trim = length - (frame.next - data) - frame.left;
+	tagged = wants_tag(tag);
+	strip = level.frame.next - data;
+	trim = length - strip - level.frame.left;
+	if (made) {
+		/* They are there, as in write_tag. */
+		if (level.macs + sizeof(ethernet) > data_end)
+			return;
+		__builtin_memcpy(&ethernet, level.macs, 2 * sizeof(ethernet.source));
+		ethernet.ethertype = bpf_htons(made);
+		strip -= sizeof(ethernet);
+	} else if (tagged) {
+		strip -= sizeof(struct vlan_tag);
+	}
 
 	/*
 	 * Nothing is written before all have succeeded: the wrapping is still there to be uncovered again. A frame that
@@ -555,8 +697,10 @@ static __always_inline void decapsulate(struct xdp_md *ctx, long length, struct 
 		outcome->verdict = VERDICT_FAILED;
 		return;
 	}
-	if (tagged)
-		write_tag(ctx, innermost.tag);
+	if (made)
+		write_ethernet(ctx, &ethernet);
+	else if (tagged)
+		write_tag(ctx, tag);
 	write_mark(ctx);
 }
 
@@ -600,18 +744,82 @@ static __always_inline void add_session(struct session_key *key, struct sent *co
 	add(session, counted);
 }
 
+#if CONFIG_GRE
+/* Counts by its number the frame of a session whose frames are numbered. */
+static __always_inline void follow(struct session_key *key, u32 number)
+{
+	struct numbers first = { .highest = number, .start = number, .frames = 1 }, *numbers_ = numbers.lookup(key);
+	s64 step;
+
+	if (!numbers_) {
+		/* As in add_session. */
+		if (!numbers.insert(key, &first))
+			return;
+		numbers_ = numbers.lookup(key);
+		if (!numbers_)
+			return;
+	}
+	step = (s32)(number - (u32)numbers_->highest);
+	lock_xadd(&numbers_->frames, 1);
+	if (step > MOST_MISSING || step < -MOST_LATE) {
+		/* Neither lost nor late, but numbered anew: as if it were the next one. */
+		numbers_->start += step - 1;
+		numbers_->highest += step;
+	} else if (step > 0) {
+		numbers_->highest += step;
+	} else if (step < 0) {
+		lock_xadd(&numbers_->late, 1);
+	}
+	/* Else the frame came twice, or its sender gives all the same number. */
+}
+#endif
+
+static __always_inline bool is_same(struct session_key *one, struct session_key *other)
+{
+#ifdef CONFIG_MIXED
+	if (one->source.words[0] != other->source.words[0] || one->source.words[1] != other->source.words[1] ||
+	    one->source.words[2] != other->source.words[2] || one->source.words[3] != other->source.words[3] ||
+	    one->encapsulation != other->encapsulation)
+		return false;
+	return one->session == other->session;
+#else
+	return one->source.words[0] == other->source.words[0] && one->session == other->session;
+#endif
+}
+
+static __always_inline u32 fold(struct session_key *key)
+{
+#ifdef CONFIG_MIXED
+	/* A golden ratio for each: words that differ in few bits must not cancel each other. */
+	u32 address = key->source.words[3] ^ key->source.words[2] * 0x85ebca6b ^ key->source.words[1] * 0xc2b2ae35 ^
+		      key->source.words[0] * 0x27d4eb2f;
+
+	return address ^ key->session << 16 ^ key->session >> 16 ^ key->encapsulation << 8;
+#else
+	return key->source.words[0] ^ key->session << 16;
+#endif
+}
+
 static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
 {
-	struct session_key key = { .source = outermost->source, .source_port = outermost->source_port };
+	struct session_key key = { .source = outermost->source, .session = outermost->session };
 	struct sent counted = { .packets = 1, .bytes = bytes, .last_seen = bpf_jiffies64() };
-	u32 hash = (key.source ^ (u32)key.source_port << 16) * 0x9e3779b1 /* 2^32 / golden ratio */, zero = 0;
+	u32 hash, zero = 0;
 	struct own_sessions *places = own_sessions.lookup(&zero);
 	struct own_session *own;
 
 	if (!places)
 		return;
+#ifdef CONFIG_MIXED
+	key.encapsulation = outermost->encapsulation;
+#endif
+#if CONFIG_GRE
+	if (outermost->numbered)
+		follow(&key, outermost->number);
+#endif
+	hash = fold(&key) * 0x9e3779b1 /* 2^32 / golden ratio */;
 	own = &places->at[(u64)hash * OWN_SESSIONS >> 32];
-	if (own->key.source == key.source && own->key.source_port == key.source_port) {
+	if (is_same(&own->key, &key)) {
 		own->counted.packets++;
 		own->counted.bytes += bytes;
 		own->counted.last_seen = counted.last_seen;
@@ -627,7 +835,7 @@ static __always_inline void count_session(struct wrapping *outermost, u64 bytes)
 #endif
 
 #ifdef CONFIG_SENDERS
-static __always_inline void count_sender(__be32 source, u64 bytes)
+static __always_inline void count_sender(struct address source, u64 bytes)
 {
 	struct sent counted = { .packets = 1, .bytes = bytes, .last_seen = bpf_jiffies64() };
 	struct sent *sender = senders.lookup(&source);

@@ -41,17 +41,24 @@ export {
 	## ``xdp_erm_sessions.log``. 0: each report has rows of its own. A publisher's first report has them in any case.
 	option log_interval = 5min;
 
-	## What one switch session sent in an interval.
+	## What one mirror session sent in an interval.
 	type Session: record {
+		## ``erm``, ``erspan``, ``gre``, ``vxlan``, ``geneve`` or ``tzsp``.
+		encapsulation: string;
 		## The outer source address: the switch.
 		source: addr;
-		## The outer UDP source port: the number of the session on the switch.
-		source_port: port;
+		## What tells the sessions of a switch apart: the outer UDP source port (ERM, TZSP), ERSPAN's session id, the
+		## key (GRE) or the VNI (VXLAN, GENEVE).
+		id: count;
 		## Packets and bytes, as in :zeek:see:`XDP_ERM::Counter`.
 		packets: count;
 		bytes: count;
 		## When its latest packet came.
 		last_seen: time;
+		## Frames that are missing by their numbers; unset where the session has none.
+		gaps: count &optional;
+		## Frames that came behind one with a higher number, likewise.
+		reordered: count &optional;
 	};
 
 	## One report of a publisher.
@@ -117,6 +124,8 @@ export {
 		truncated: Counter &log;
 		## Header fields contradict each other.
 		malformed: Counter &log;
+		## IPv6 with an extension header before UDP or GRE, which is not looked into.
+		extension: Counter &log;
 		## The outer source is not on the allow list.
 		foreign_source: Counter &log;
 		## The outer destination is not on the allow list.
@@ -157,16 +166,22 @@ export {
 		host: string &log;
 		## The interface's name.
 		interface: string &log;
+		## ``erm``, ``erspan``, ``gre``, ``vxlan``, ``geneve`` or ``tzsp``.
+		encapsulation: string &log;
 		## The outer source address: the switch.
 		source: addr &log;
-		## The outer UDP source port: the number of the session on the switch.
-		source_port: port &log;
+		## What tells the sessions of a switch apart, as in :zeek:see:`XDP_ERM::Session`.
+		id: count &log;
 		## Packets of the session in the interval.
 		packets: count &log;
 		## Bytes of their frames as they arrived, wrapping included.
 		bytes: count &log;
 		## When its latest packet came.
 		last_seen: time &log;
+		## Frames that are missing by their numbers; unset where the session has none.
+		gaps: count &log &optional;
+		## Frames that came behind one with a higher number, likewise.
+		reordered: count &log &optional;
 	};
 
 	## Raised for each row of ``xdp_erm.log``.
@@ -217,7 +232,7 @@ global last_sequence: table[string, string, count] of count &write_expire=1day;
 type Rows: record {
 	# The reports so far, as one. Its number is that of the first, its sessions are elsewhere.
 	sum: Report;
-	sessions: table[addr, port] of Session;
+	sessions: table[string, addr, count] of Session;
 };
 
 global pending: table[string, string] of Rows;
@@ -271,7 +286,7 @@ function write(rows: Rows)
 	local info = Info($ts=r$ts, $host=r$host, $interface=r$interface, $mode=r$mode, $ts_delta=r$ts_delta,
 	                  $decapsulated=counted(r$verdicts, "decapsulated"), $other=counted(r$verdicts, "other"),
 	                  $fragment=counted(r$verdicts, "fragment"), $truncated=counted(r$verdicts, "truncated"),
-	                  $malformed=counted(r$verdicts, "malformed"),
+	                  $malformed=counted(r$verdicts, "malformed"), $extension=counted(r$verdicts, "extension"),
 	                  $foreign_source=counted(r$verdicts, "foreign_source"),
 	                  $foreign_target=counted(r$verdicts, "foreign_target"), $failed=counted(r$verdicts, "failed"),
 	                  $unmarked=counted(r$verdicts, "unmarked"), $nested=counted(r$notes, "nested"),
@@ -281,7 +296,7 @@ function write(rows: Rows)
 
 	local erm = 0;
 	for ( verdict, counter in r$verdicts )
-		if ( verdict != "other" )
+		if ( verdict != "other" && verdict != "extension" )
 			erm += counter$packets;
 	if ( erm > 0 )
 		info$decapsulated_share = 1.0 * info$decapsulated$packets / erm;
@@ -301,10 +316,17 @@ function write(rows: Rows)
 
 	Log::write(LOG, info);
 
-	for ( [source, source_port], session in rows$sessions )
-		Log::write(SESSIONS_LOG, SessionInfo($ts=r$ts, $host=r$host, $interface=r$interface, $source=source,
-		                                     $source_port=source_port, $packets=session$packets,
-		                                     $bytes=session$bytes, $last_seen=session$last_seen));
+	for ( [encapsulation, source, id], session in rows$sessions )
+		{
+		local row = SessionInfo($ts=r$ts, $host=r$host, $interface=r$interface, $encapsulation=encapsulation,
+		                        $source=source, $id=id, $packets=session$packets, $bytes=session$bytes,
+		                        $last_seen=session$last_seen);
+		if ( session?$gaps )
+			row$gaps = session$gaps;
+		if ( session?$reordered )
+			row$reordered = session$reordered;
+		Log::write(SESSIONS_LOG, row);
+		}
 	}
 
 function add_counters(sums: table[string] of Counter, counters: table[string] of Counter)
@@ -327,20 +349,24 @@ function add_report(sum: Report, r: Report)
 		sum$others[name] = number + ( name in sum$others ? sum$others[name] : 0 );
 	}
 
-function add_sessions(sums: table[addr, port] of Session, sessions: vector of Session)
+function add_sessions(sums: table[string, addr, count] of Session, sessions: vector of Session)
 	{
 	for ( _, session in sessions )
 		{
-		if ( [session$source, session$source_port] !in sums )
+		if ( [session$encapsulation, session$source, session$id] !in sums )
 			{
-			sums[session$source, session$source_port] = copy(session);
+			sums[session$encapsulation, session$source, session$id] = copy(session);
 			next;
 			}
 
-		local sum = sums[session$source, session$source_port];
+		local sum = sums[session$encapsulation, session$source, session$id];
 		sum$packets += session$packets;
 		sum$bytes += session$bytes;
 		sum$last_seen = session$last_seen;
+		if ( session?$gaps )
+			sum$gaps = session$gaps + ( sum?$gaps ? sum$gaps : 0 );
+		if ( session?$reordered )
+			sum$reordered = session$reordered + ( sum?$reordered ? sum$reordered : 0 );
 		}
 	}
 

@@ -27,6 +27,8 @@ export {
 		Not_Isolated,
 		## Mirrored frames reach Zeek with the VLAN tag that their wrapping had.
 		Outer_Tagged,
+		## A larger share of a session's frames is missing than :zeek:see:`XDP_ERM::loss_share`, by their numbers.
+		Mirror_Loss,
 		## A larger share of mirrored frames is cut than :zeek:see:`XDP_ERM::truncated_share`.
 		Truncating_Session,
 	};
@@ -54,6 +56,9 @@ export {
 
 	## The share (0 to 1) of decapsulated frames whose inner packet is cut that is too large.
 	option truncated_share: double = 0.01;
+
+	## The share (0 to 1) of a session's frames, missing ones included, that are missing that is too large.
+	option loss_share: double = 0.001;
 }
 
 # The names by which interfaces are reported, by their alternative ones.
@@ -75,21 +80,27 @@ function publisher_silent(reporting: table[string, string] of time, host: string
 # Interfaces that report, and since when the program is attached.
 global reporting: table[string, string] of time &write_expire=publisher_silence &expire_func=publisher_silent;
 
-function session_silent(busy: table[string, string, addr, port] of time, host: string, iface: string, source: addr,
-                        source_port: port): interval
+# ERM's sessions go by their number alone, as there was nothing else at first.
+function session_name(encapsulation: string, id: count): string
+	{
+	return encapsulation == "erm" ? cat(id) : fmt("%s %d", encapsulation, id);
+	}
+
+function session_silent(busy: table[string, string, string, addr, count] of time, host: string, iface: string,
+                        encapsulation: string, source: addr, id: count): interval
 	{
 	# Without reports nothing is known of the session.
 	if ( [host, iface] in reporting )
 		NOTICE(Notice::Info($note=Session_Silent, $src=source,
-		                    $msg=fmt("Switch %s sent nothing in mirror session %d to %s on %s for %s: check on the " +
+		                    $msg=fmt("Switch %s sent nothing in mirror session %s to %s on %s for %s: check on the " +
 		                             "switch that the session is not suspended, and that %s still answers its ARP requests",
-		                             source, port_to_count(source_port), iface, host, session_silence, host),
-		                    $identifier=cat(host, iface, source, source_port), $suppress_for=suppression));
+		                             source, session_name(encapsulation, id), iface, host, session_silence, host),
+		                    $identifier=cat(host, iface, encapsulation, source, id), $suppress_for=suppression));
 	return 0sec;
 	}
 
 # Busy sessions, and when they last sent something.
-global busy: table[string, string, addr, port] of time &write_expire=session_silence &expire_func=session_silent;
+global busy: table[string, string, string, addr, count] of time &write_expire=session_silence &expire_func=session_silent;
 
 # As many senders as publishers name.
 const most_senders = 8;
@@ -168,8 +179,20 @@ hook reported(r: Report)
 	local senders = take_foremost(r);
 
 	for ( _, s in r$sessions )
-		if ( s$packets >= busy_session_packets || [r$host, r$interface, s$source, s$source_port] in busy )
-			busy[r$host, r$interface, s$source, s$source_port] = s$last_seen;
+		{
+		if ( s$packets >= busy_session_packets ||
+		     [r$host, r$interface, s$encapsulation, s$source, s$id] in busy )
+			busy[r$host, r$interface, s$encapsulation, s$source, s$id] = s$last_seen;
+
+		if ( s?$gaps && s$gaps > loss_share * ( s$packets + s$gaps ) )
+			NOTICE(Notice::Info($note=Mirror_Loss, $src=s$source,
+			                    $msg=fmt("%d of %d frames of switch %s, session %s, are missing before %s of %s: see " +
+			                             "where on the way they are dropped (a full link, the mirror's rate on the switch)",
+			                             s$gaps, s$packets + s$gaps, s$source, session_name(s$encapsulation, s$id),
+			                             r$interface, r$host),
+			                    $identifier=cat(r$host, r$interface, s$encapsulation, s$source, s$id),
+			                    $suppress_for=suppression));
+		}
 
 	if ( r$ts_delta <= 0sec )
 		return;

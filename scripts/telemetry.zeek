@@ -63,6 +63,22 @@ global sessions_family = Telemetry::register_gauge_family(Telemetry::MetricOpts(
     $help_text="Switch sessions that sent something in the latest interval",
 ));
 
+global gaps_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
+    $prefix="zeek",
+    $name="xdp-erm-gaps",
+    $unit="",
+    $label_names=vector("host", "interface"),
+    $help_text="Frames that are missing by their numbers, of sessions that number them",
+));
+
+global reordered_family = Telemetry::register_counter_family(Telemetry::MetricOpts(
+    $prefix="zeek",
+    $name="xdp-erm-reordered",
+    $unit="",
+    $label_names=vector("host", "interface"),
+    $help_text="Frames that came behind one with a higher number",
+));
+
 hook reported(r: Report)
 	{
 	for ( verdict, counter in r$verdicts )
@@ -83,6 +99,14 @@ hook reported(r: Report)
 
 	if ( "queue_drops" in r$others )
 		Telemetry::counter_family_inc(queue_drops_family, vector(r$host, r$interface), r$others["queue_drops"]);
+
+	for ( _, s in r$sessions )
+		{
+		if ( s?$gaps )
+			Telemetry::counter_family_inc(gaps_family, vector(r$host, r$interface), s$gaps);
+		if ( s?$reordered )
+			Telemetry::counter_family_inc(reordered_family, vector(r$host, r$interface), s$reordered);
+		}
 
 	Telemetry::gauge_family_set(sessions_family, vector(r$host, r$interface), |r$sessions|);
 	}

@@ -50,7 +50,7 @@ def ip(**fields: object) -> IP:
 
 def udp(**fields: object) -> UDP:
     """The outer UDP header as the switch sends it, but for `fields`."""
-    return UDP(**{"sport": SESSION.source_port, "dport": ERM_DEFAULT_PORT, "chksum": 0, **fields})
+    return UDP(**{"sport": SESSION.id, "dport": ERM_DEFAULT_PORT, "chksum": 0, **fields})
 
 
 def wrap(inner: Packet | bytes, **fields: int) -> Packet:

@@ -91,11 +91,15 @@ class Program:
         """Seconds of CLOCK_MONOTONIC."""
         return {session: last_seen for session, (_, _, last_seen) in self._sessions().items()}
 
+    def order(self) -> dict[Session, stats.Order]:
+        """Of sessions whose frames are numbered."""
+        return stats.read_order(self.maps["numbers"]) if "numbers" in self.maps else {}
+
     def _sessions(self) -> dict[Session, tuple[int, int, float]]:
         if "sessions" not in self.maps:
             return {}
         counted = stats.read_sessions(self.maps["own_sessions"], self.maps["sessions"])
-        return {Session(*session): values for session, values in counted.items()}
+        return counted
 
 
 def _moved(before: dict, after: dict) -> dict:

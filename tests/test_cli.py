@@ -115,20 +115,21 @@ def test_json(cable, attached):
     attached_at = time.clock_gettime(time.CLOCK_BOOTTIME) - time.time() + seconds(interface["attached_at"])
     assert 0 <= interface["since_boot"] - attached_at < 1.1
     assert interface["config"] == {
-        "port": [7932], "vlan": "restore", "depth": 1, "mode": "auto", "sources": [], "targets": [], "sessions": True,
+        "encapsulations": ["erm"], "port": [7932], "vxlan_port": [4789], "geneve_port": [6081], "tzsp_port": [37008],
+        "vlan": "restore", "depth": 1, "mode": "auto", "sources": [], "targets": [], "sessions": True,
         "set_mtu": False, "isolate": True, "spread": "none", "spread_cpus": [], "spread_avoid": [],
         "spread_queue": 2048, "spread_ports": False}
     assert interface["spread"] == {"how": "none", "cpus": [], "reason": "as configured"}
     assert (interface["cpus"], interface["foreign"]) == ({}, [])
     zero = {"packets": 0, "bytes": 0}
     assert interface["counters"] == {**dict.fromkeys([
-        "decapsulated", "other", "fragment", "truncated", "malformed", "foreign_source", "foreign_target", "failed",
-        "unmarked", "nested", "nested_refused", "inner_truncated"], zero),
+        "decapsulated", "other", "fragment", "truncated", "malformed", "extension", "foreign_source", "foreign_target",
+        "failed", "unmarked", "nested", "nested_refused", "inner_truncated"], zero),
         "decapsulated": {"packets": 100, "bytes": octets}}
     assert list(interface["counters"]) == list(shared.COUNTERS)
-    assert {(session["source"], session["source_port"]) for session in interface["sessions"]} == set(SESSIONS)
+    assert {(session["source"], session["id"], "erm") for session in interface["sessions"]} == set(SESSIONS)
     for session in interface["sessions"]:
-        assert list(session) == ["source", "source_port", "packets", "bytes", "last_seen"]
+        assert list(session) == ["source", "id", "encapsulation", "packets", "bytes", "last_seen", "gaps", "reordered"]
         assert re.fullmatch(UTC_SECONDS.replace("Z", r"\.\d{3}Z"), session["last_seen"])
     assert sum(session["bytes"] for session in interface["sessions"]) == octets
     assert json.loads(run("stats", SENSOR, "--json").stdout)["interfaces"] == [interface]
@@ -194,13 +195,13 @@ def test_tables(cable, attached):
     octets = mirror(cable, 1000)
     heading, row = run("status").stdout.splitlines()
     assert heading.split() == ["interface", "mode", "program", "isolated", "spread", "since", "configuration"]
-    assert re.fullmatch(rf"{SENSOR} +native +{attached} +yes +none +{UTC_SECONDS} +port=7932 vlan=restore depth=1 "
-                        "mode=auto sessions=on isolate=on", row.rstrip())
+    assert re.fullmatch(rf"{SENSOR} +native +{attached} +yes +none +{UTC_SECONDS} +encapsulations=erm port=7932 "
+                        "vlan=restore depth=1 mode=auto sessions=on isolate=on", row.rstrip())
     rows = {line.split()[0]: line.split()[1:] for line in run("stats").stdout.splitlines() if line.strip()}
     assert rows["verdict"] == ["packets", "bytes", "share"]
     assert rows["decapsulated"] == ["1,000", f"{octets:,}", "100.0%"]
     assert rows["other"] == ["0", "0", "0.0%"]
-    assert {f"{session.source}:{session.source_port}" for session in SESSIONS} <= set(rows)
+    assert {f"{session.source}:{session.id}" for session in SESSIONS} <= set(rows)
 
 
 def test_tables_of_nothing(cable):

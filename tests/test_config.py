@@ -44,7 +44,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_built_in_defaults():
     assert DEFAULT.as_dict() == {
-        "port": [7932], "vlan": "restore", "depth": 1, "mode": "auto", "sources": [], "targets": [], "sessions": True,
+        "encapsulations": ["erm"], "port": [7932], "vxlan_port": [4789], "geneve_port": [6081], "tzsp_port": [37008],
+        "vlan": "restore", "depth": 1, "mode": "auto", "sources": [], "targets": [], "sessions": True,
         "set_mtu": False, "isolate": True, "spread": "none", "spread_cpus": [], "spread_avoid": [],
         "spread_queue": 2048, "spread_ports": False}
 
@@ -139,17 +140,23 @@ MISTAKES = {
     "port: []": "port: no port given",
     "port:": "port: None is not a UDP port (1 to 65535)",
     "sources: here":
-        "sources: 'here' is not an IPv4 prefix like 192.0.2.0/24: Expected 4 octets in 'here'",
+        "sources: 'here' is not a prefix like 192.0.2.0/24 or 2001:db8::/32: Expected 4 octets in 'here'",
     "sources: [10.0.0.0/33]":
-        "sources: '10.0.0.0/33' is not an IPv4 prefix like 192.0.2.0/24: '33' is not a valid netmask",
+        "sources: '10.0.0.0/33' is not a prefix like 192.0.2.0/24 or 2001:db8::/32: '33' is not a valid netmask",
     "sources: 10.0.0.1/8":
-        "sources: '10.0.0.1/8' is not an IPv4 prefix like 192.0.2.0/24: 10.0.0.1/8 has host bits set",
-    "sources: 2001:db8::/32":
-        "sources: '2001:db8::/32' is not an IPv4 prefix like 192.0.2.0/24: Expected 4 octets in '2001:db8::'",
-    "sources: [10]": "sources: 10 is not an IPv4 prefix like 192.0.2.0/24",
-    "targets: 10.0.0.0/8": "targets: '10.0.0.0/8' is not an IPv4 address like 192.0.2.7",
-    "targets: [192.0.2.1, 7]": "targets: 7 is not an IPv4 address like 192.0.2.7",
-    "targets: '::1'": "targets: '::1' is not an IPv4 address like 192.0.2.7",
+        "sources: '10.0.0.1/8' is not a prefix like 192.0.2.0/24 or 2001:db8::/32: 10.0.0.1/8 has host bits set",
+    "sources: 2001:db8::1/32":
+        "sources: '2001:db8::1/32' is not a prefix like 192.0.2.0/24 or 2001:db8::/32: 2001:db8::1/32 has host bits "
+        "set",
+    "sources: '::ffff:10.0.0.0/104'": "sources: '::ffff:10.0.0.0/104': write an IPv4 address as such, and an IPv6 "
+                                      "address without an interface",
+    "encapsulations: [erm, nvgre]": "encapsulations: 'nvgre' is none of erm, erspan, gre, vxlan, geneve, tzsp",
+    "encapsulations: []": "encapsulations: no encapsulation given",
+    "vxlan_port: 0": "vxlan_port: 0 is not a UDP port (1 to 65535)",
+    "sources: [10]": "sources: 10 is not a prefix like 192.0.2.0/24 or 2001:db8::/32",
+    "targets: 10.0.0.0/8": "targets: '10.0.0.0/8' is not an address like 192.0.2.7 or 2001:db8::7",
+    "targets: [192.0.2.1, 7]": "targets: 7 is not an address like 192.0.2.7 or 2001:db8::7",
+    "targets: '::1/64'": "targets: '::1/64' is not an address like 192.0.2.7 or 2001:db8::7",
     "sessions: 1": "sessions: 1 is neither true nor false",
     "sessions: 'no'": "sessions: 'no' is neither true nor false",
     "set_mtu: 1554": "set_mtu: 1554 is neither true nor false",
@@ -160,9 +167,11 @@ MISTAKES = {
     "spread_avoid: 0-99999999999": "spread_avoid: '0-99999999999' is not a list of CPUs like 2-5,8",
     "spread_queue: 16385": "spread_queue: 16385 is not a number of frames (1 to 16384)",
     "spread_ports: 1": "spread_ports: 1 is neither true nor false",
-    "ports: 7932": "unknown key 'ports' (known: port, vlan, depth, mode, sources, targets, sessions, set_mtu, "
+    "ports: 7932": "unknown key 'ports' (known: encapsulations, port, vxlan_port, geneve_port, tzsp_port, "
+                   "vlan, depth, mode, sources, targets, sessions, set_mtu, "
                                     "isolate, spread, spread_cpus, spread_avoid, spread_queue, spread_ports)",
-    "2: 3": "unknown key 2 (known: port, vlan, depth, mode, sources, targets, sessions, set_mtu, "
+    "2: 3": "unknown key 2 (known: encapsulations, port, vxlan_port, geneve_port, tzsp_port, vlan, depth, "
+            "mode, sources, targets, sessions, set_mtu, "
                                     "isolate, spread, spread_cpus, spread_avoid, spread_queue, spread_ports)",
 }
 
@@ -234,7 +243,8 @@ def test_the_command_prints_what_is_in_effect(file):
                "--mode", "native", "--no-sessions", "--set-mtu", "--no-isolate", "--spread", "cpumap",
                "--spread-cpus", "2-4,8", "--spread-cpus", "0", "--spread-avoid", "1", "--spread-queue", "64",
                "--spread-ports", "eth1", "eth2")
-    overridden = {"port": [7, 8, 9], "vlan": "strip", "mode": "native", "sources": ["10.0.0.0/8"],
+    overridden = {"encapsulations": ["erm"], "port": [7, 8, 9], "vxlan_port": [4789], "geneve_port": [6081],
+                  "tzsp_port": [37008], "vlan": "strip", "mode": "native", "sources": ["10.0.0.0/8"],
                   "targets": ["192.0.2.1"], "sessions": False, "set_mtu": True, "isolate": False,
                   "spread": "cpumap", "spread_cpus": [0, 2, 3, 4, 8], "spread_avoid": [1], "spread_queue": 64,
                   "spread_ports": True}
@@ -262,7 +272,7 @@ def test_the_command_prints_a_configuration_file(file):
     (["eth1", "--port", "1,x"], "xdp-erm config: error: argument --port: 'x' is not a UDP port (1 to 65535)"),
     (["eth1", "--port", "0"], "xdp-erm config: error: argument --port: 0 is not a UDP port (1 to 65535)"),
     (["eth1", "--target", "here"],
-     "xdp-erm config: error: argument --target: 'here' is not an IPv4 address like 192.0.2.7"),
+     "xdp-erm config: error: argument --target: 'here' is not an address like 192.0.2.7 or 2001:db8::7"),
     (["eth1", "--spread", "all"],
      "xdp-erm config: error: argument --spread: 'all' is none of none, auto, rps, cpumap"),
     (["eth1", "--spread-cpus", "1,x"],
@@ -270,8 +280,8 @@ def test_the_command_prints_a_configuration_file(file):
     (["eth1", "--spread-cpus", "5-2"], "xdp-erm config: error: argument --spread-cpus: '5-2' in '5-2' runs backwards"),
     (["eth1", "--spread-queue", "0"],
      "xdp-erm config: error: argument --spread-queue: 0 is not a number of frames (1 to 16384)"),
-    (["eth1", "--source", "10.0.0.1/8"], "xdp-erm config: error: argument --source: '10.0.0.1/8' is not an IPv4 prefix "
-     "like 192.0.2.0/24: 10.0.0.1/8 has host bits set"),
+    (["eth1", "--source", "10.0.0.1/8"], "xdp-erm config: error: argument --source: '10.0.0.1/8' is not a prefix "
+     "like 192.0.2.0/24 or 2001:db8::/32: 10.0.0.1/8 has host bits set"),
 ])
 def test_mistakes_on_the_command_line(file, arguments, message):
     file.write_text("")
@@ -280,7 +290,7 @@ def test_mistakes_on_the_command_line(file, arguments, message):
     assert done.stderr.splitlines()[-1] == message
 
 
-UNSAFE = ("needs `sources`, the switches' addresses (--source): every mirrored host can send ERM, too, and would put "
+UNSAFE = ("needs `sources`, the switches' addresses (--source): every mirrored host can send the like, and would put "
           "frames of its own before Zeek\n")
 
 
@@ -298,7 +308,26 @@ def test_levels_within_are_peeled_for_known_sources_only(file, text, arguments, 
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"xdp-erm: {where} {UNSAFE}")
 
 
+@pytest.mark.parametrize("text, arguments, problem", [
+    ("defaults: {sources: 2001:db8::/32}", ("eth1",),
+     "erm.yaml:1: sources: '2001:db8::/32' is IPv6, in which erm does not come"),
+    ("", ("eth1", "--encapsulation", "erm,tzsp", "--target", "2001:db8::1"),
+     "argument --target: '2001:db8::1' is IPv6, in which erm and tzsp do not come"),
+    ("defaults:\n  encapsulations: [vxlan, erm]\n  vxlan_port: 7932\n", ("eth1",),
+     "erm.yaml:3: vxlan_port: 7932 is a port of both erm and vxlan"),
+    ("defaults: {encapsulations: [vxlan, erm]}", ("eth1", "--port", "4789"),
+     "argument --port: 4789 is a port of both erm and vxlan"),
+], ids=str)
+def test_settings_that_contradict_each_other(file, text, arguments, problem):
+    file.write_text(text)
+    done = run("--config", str(file), *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"xdp-erm: {problem}\n")
+
+
 @pytest.mark.parametrize("text, arguments", [
+    ("defaults: {sources: 2001:db8::/32, encapsulations: erspan}", ("eth1",)),
+    ("", ("eth1", "--encapsulation", "erm,gre", "--encapsulation", "tzsp", "--target", "2001:db8::1,192.0.2.1")),
+    ("defaults: {vxlan_port: 7932}", ("eth1",)),
     ("defaults: {depth: 3}", ("eth1", "--source", "10.0.0.0/8")),
     ("defaults: {depth: 3}\ninterfaces: {eth1: {sources: 10.0.0.0/8}}", ("eth1",)),
     ("defaults: {sources: 10.0.0.0/8}", ("eth1", "--depth", "3")),

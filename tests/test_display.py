@@ -14,7 +14,7 @@ PACKETS, BYTES = 698764922, 18446744073709551615
 
 
 def reading(name: str = "eth1") -> dict:
-    sessions = [{"source": "192.168.100.200", "source_port": 65535, "packets": PACKETS, "bytes": BYTES,
+    sessions = [{"encapsulation": "erm", "source": "192.168.100.200", "id": 65535, "packets": PACKETS, "bytes": BYTES,
                  "last_seen": "2026-11-30T00:00:00.000Z"}]
     return {"name": name, "ifindex": 9, "mode": "native", "id": "1", "attached_at": "2026-11-30T00:00:00Z",
             "sessions": sessions,

@@ -35,7 +35,7 @@ def test_the_frames_are_the_ones_asked_for(cable: Cable, ipv6: bool, capsys: pyt
 
     snapshot = stats.snapshot(SENSOR_INTERFACE)[0]
     assert snapshot["counters"]["decapsulated"] == {"packets": 210, "bytes": 210 * 154}
-    assert {entry["source_port"]: entry["packets"] for entry in snapshot["sessions"]} == {1: 90, 2: 60, 3: 60}
+    assert {entry["id"]: entry["packets"] for entry in snapshot["sessions"]} == {1: 90, 2: 60, 3: 60}
 
     flows: dict[object, int] = {}
     with receiver:

@@ -300,14 +300,14 @@ def test_ports_are_those_of_every_level(program):
 
 # The VLAN
 
-PCP_OF_RAW_PRIORITY = {0: 1, 1: 2, 2: 0, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7}
+PCP_OF_RAW_PRIORITY = (1, 2, 0, 3, 4, 5, 6, 7)
 
 
 @pytest.mark.parametrize("mode", shared.VLAN_MODES)
 @pytest.mark.parametrize("vlan", [0, 1, 2011, 4095])
 @pytest.mark.parametrize("is_tagged", [0, 1])
 def test_vlan(program, mode, vlan, is_tagged):
-    for (raw, pcp), cfi in itertools.product(PCP_OF_RAW_PRIORITY.items(), (0, 1)):
+    for (raw, pcp), cfi in itertools.product(enumerate(PCP_OF_RAW_PRIORITY), (0, 1)):
         tagged = vlan != 0 and (mode == "restore" or (mode == "tagged" and is_tagged))
         left = MACS / Dot1Q(vlan=vlan, prio=pcp, id=cfi) / PING if tagged else INNER
         sent = wrap(INNER, vlan=vlan, priority=raw, cfi=cfi, is_tagged=is_tagged)
@@ -415,7 +415,7 @@ def test_sources_are_for_every_level_and_targets_for_the_outermost(program, else
 def test_a_session_is_the_outermost_address_and_source_port(program):
     config = dataclasses.replace(DEEP, sources=("0.0.0.0/0",))
     for session in (Session("198.51.100.1", 1), Session("198.51.100.1", 65535), Session("255.255.255.255", 0)):
-        outer = ETHER / ip(src=session.source) / udp(sport=session.source_port) / ERM()
+        outer = ETHER / ip(src=session.source) / udp(sport=session.id) / ERM()
         check_left(program(config), outer / INNER, INNER, session=session)
         check_left(program(config), outer / wrap(INNER), INNER, ["nested"], session=session)
 
@@ -564,13 +564,13 @@ def test_a_flood_of_sources_does_not_push_out_a_busy_session(xdp, one_cpu, sourc
 
 
 # The program's clock is what the VLAN tag says.
-CLOCK = "-Dbpf_jiffies64()=(outermost->tag)"
+CLOCK = "-Dbpf_jiffies64()=(outermost->tag & TAG_CONTROL)"
 
 
 def test_a_session_has_its_place_until_it_has_been_silent_for_long(xdp, one_cpu):
     with Program(STRIP, (CLOCK,)) as program:
         def run(port, jiffies):
-            erm = struct.pack("!QI", 0, jiffies)
+            erm = struct.pack("!QI", 0, PCP_OF_RAW_PRIORITY.index(jiffies >> 13) << 21 | (jiffies & 0x1FFF) << 8)
             program.run(bytes(ETHER / ip() / udp(sport=port) / Raw(erm) / INNER))
 
         def shared_sessions():
@@ -588,7 +588,7 @@ def test_a_session_has_its_place_until_it_has_been_silent_for_long(xdp, one_cpu)
         run(rival, start + 2 * shared.OWN_JIFFIES - 1)
         run(owner, start + 2 * shared.OWN_JIFFIES)
         assert shared_sessions() == {rival: 2, owner: 2}
-        counted = {session.source_port: packets for session, (packets, _) in program.sessions().items()}
+        counted = {session.id: packets for session, (packets, _) in program.sessions().items()}
         assert counted == dict.fromkeys(range(1, rival), 1) | {owner: 2, rival: 4}
 
 

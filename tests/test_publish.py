@@ -48,7 +48,8 @@ def reading(packets: int = 0, attached_at: str = ATTACHED_AT, ifindex: int = 7, 
     for name, value in {"decapsulated": packets, **counters}.items():
         counted[name] = {"packets": value, "bytes": 100 * value}
     sessions = [] if session is None else [
-        {"source": "198.51.100.1", "source_port": 5, "packets": session, "bytes": 100 * session,
+        {"encapsulation": "erm", "source": "198.51.100.1", "id": 5, "packets": session, "bytes": 100 * session,
+         "gaps": None, "reordered": None,
          "last_seen": "2023-11-14T22:13:21.500Z"}]
     return {"name": "lo", "other_names": ["loop\x1b"], "ifindex": ifindex, "mode": "native", "program_id": 1, "id": id_,
             "attached_at": attached_at, "config": {}, "counters": counted, "sessions": sessions,
@@ -126,7 +127,7 @@ def test_first_report_counts_since_the_attachment(ends: Path) -> None:
                             "table", "table", "table", "vector", "vector"]
     assert [name["data"] for name in report["other_names"]] == [r"loop\x1b"]
     assert report.packets == {"decapsulated": 10, "other": 3}
-    assert report.sessions == [["198.51.100.1", "5/udp", 9, 900, "2023-11-14T22:13:21.500"]]
+    assert report.sessions == [["erm", "198.51.100.1", 5, 9, 900, "2023-11-14T22:13:21.500", {}, {}]]
     assert (report["host"], report["interface"], report["mode"]) == (HOST, "lo", "native")
     assert report["attached_at"] == "2023-11-14T22:13:20.000"
     assert report.seconds == pytest.approx(time.time() - 1_700_000_000, abs=10)
@@ -156,7 +157,7 @@ def test_a_new_publisher_goes_on_where_zeek_was_told_last(ends: Path) -> None:
     assert second.under_way is None
     message, = second.collect()
     assert Report(message.text).packets == {"decapsulated": 60}
-    assert Report(message.text).sessions[0][2] == 60
+    assert Report(message.text).sessions[0][3] == 60
     assert Report(message.text).seconds < 10
     assert message.sequence >> 32 != unacknowledged.sequence >> 32  # by which Zeek tells them apart
 
@@ -272,7 +273,7 @@ def test_a_new_attachment_counts_from_zero_even_if_it_counted_more(ends: Path, a
     readings.now = [reading(15, session=15, **again)]
     report = Report(reporter.collect()[0].text)
     assert report.packets == {"decapsulated": 15}
-    assert report.sessions[0][2] == 15
+    assert report.sessions[0][3] == 15
     assert report.seconds > 3600
 
 
@@ -297,7 +298,7 @@ def test_an_interface_with_a_new_name_is_not_counted_twice(ends: Path) -> None:
     for publisher in (reporter, Reporter(HOST, ends, readings)):
         report, gone = publisher.collect()
         assert (Report(report.text)["interface"], Report(report.text).packets) == ("new", {"decapsulated": 5})
-        assert Report(report.text).sessions[0][2] == 5
+        assert Report(report.text).sessions[0][3] == 5
         assert gone.interface == "lo" and events.DETACHED in gone.text
     publisher.acknowledge(report)
     readings.now = [{**reading(18, session=18), "name": "new"}]
@@ -323,7 +324,7 @@ def test_counters_that_begin_anew_under_one_attachment_never_go_backwards(ends: 
     readings.now = [reading(2, other=5, session=2)]
     report = Report(reporter.collect()[0].text)
     assert report.packets == {"decapsulated": 2, "other": 5}
-    assert report.sessions[0][2] == 2
+    assert report.sessions[0][3] == 2
     assert report.seconds < 10
 
 
@@ -332,7 +333,7 @@ def test_a_forgotten_session_that_comes_back_counts_from_zero(ends: Path) -> Non
     reporter = Reporter(HOST, ends, readings)
     reporter.collect()
     readings.now = [reading(20, session=4)]
-    assert Report(reporter.collect()[0].text).sessions[0][2] == 4
+    assert Report(reporter.collect()[0].text).sessions[0][3] == 4
 
 
 @pytest.mark.parametrize("name, present", [("lo", True), ("gone7", False)])
@@ -370,7 +371,7 @@ def test_a_program_that_comes_back_counts_on(ends: Path, acknowledged: bool, res
         reporter = Reporter(HOST, ends, readings)
     report, = reporter.collect()
     assert Report(report.text).packets == {"decapsulated": 5}
-    assert Report(report.text).sessions[0][2] == 5
+    assert Report(report.text).sessions[0][3] == 5
     readings.now = []
     gone, = reporter.collect()
     assert events.DETACHED in gone.text
@@ -415,7 +416,7 @@ def test_a_clock_that_is_set_changes_no_interval(ends: Path, monkeypatch: pytest
         messages.append(message)
     for message in messages:
         report = Report(message.text)
-        assert (report.seconds, report.packets, report.sessions[0][2]) == (10, {"decapsulated": 7}, 7)
+        assert (report.seconds, report.packets, report.sessions[0][3]) == (10, {"decapsulated": 7}, 7)
     assert restarted or all(after.sequence == before.sequence + 1 for before, after in zip(messages, messages[1:]))
 
 
@@ -884,7 +885,8 @@ def test_an_hour_without_zeek(ends: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def readings() -> list[dict[str, Any]]:
         interface = reading(packets)
         interface["sessions"] = [
-            {"source": f"198.51.{number >> 8}.{number & 255}", "source_port": number, "packets": packets + number,
+            {"encapsulation": "erm", "source": f"198.51.{number >> 8}.{number & 255}", "id": number, "gaps": None,
+             "reordered": None, "packets": packets + number,
              "bytes": 100 * packets, "last_seen": "2023-11-14T22:13:21.500Z"} for number in range(1280)]
         return [interface]
 
@@ -909,7 +911,7 @@ def test_an_hour_without_zeek(ends: Path, monkeypatch: pytest.MonkeyPatch) -> No
             assert sum(counted.get("decapsulated", 0) for counted in zeek.packets) == 360 * 7
             last = Report(zeek.received[-1])
             assert last.packets == {"decapsulated": (360 - 61) * 7}
-            assert [session[2] for session in last.sessions] == [(360 - 61) * 7] * 1280
+            assert [session[3] for session in last.sessions] == [(360 - 61) * 7] * 1280
     asyncio.run(scenario())
 
 

@@ -9,7 +9,8 @@ import struct
 import pytest
 
 from xdp_erm_py.lab.capture import read_pcap
-from xdp_erm_py.program.reference import PCP_OF_RAW_PRIORITY, Decapsulation, Session, decapsulate, parse_vlan
+from xdp_erm_py.program.encapsulations import PCP_OF_RAW_PRIORITY, parse_vlan
+from xdp_erm_py.program.reference import Decapsulation, Session, decapsulate
 from xdp_erm_py.settings import InterfaceConfig
 from xdp_erm_py.shared import VERDICTS
 

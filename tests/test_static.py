@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from xdp_erm_py import shared
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.program.compiler import Compiled, Variant
 from xdp_erm_py.settings import InterfaceConfig
@@ -26,6 +27,10 @@ CONFIGURATIONS = {
     "least": InterfaceConfig(vlan="strip", sessions=False),
     "most": InterfaceConfig(port=(1, 7932, 65535), vlan="tagged", depth=3, sources=("10.0.0.0/8", "192.0.2.1/32"),
                             targets=("192.0.2.1",), spread_ports=True),
+    "each encapsulation": InterfaceConfig(
+        encapsulations=shared.ENCAPSULATIONS, depth=3, spread_ports=True,
+        sources=tuple(f"10.{number}.0.0/16" for number in range(9)) + ("2001:db8::/32",),
+        targets=("192.0.2.1", "2001:db8::1")),
 }
 
 

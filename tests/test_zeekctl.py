@@ -425,7 +425,8 @@ def test_settings_get_to_the_program_and_to_the_scripts(stopped):
                       xdp_erm_config="/run/it's here; touch x.yaml", xdp_erm_publish="0")
     cluster.zeekctl("deploy")
     assert cluster.status()[0]["config"] == {
-        "port": [7932, 7933, 7934], "vlan": "strip", "depth": 2, "mode": "auto", "sources": ["198.51.100.0/24"],
+        "encapsulations": ["erm"], "port": [7932, 7933, 7934], "vxlan_port": [4789], "geneve_port": [6081],
+        "tzsp_port": [37008], "vlan": "strip", "depth": 2, "mode": "auto", "sources": ["198.51.100.0/24"],
         "targets": [], "sessions": False, "set_mtu": False, "isolate": False, "spread": "auto", "spread_cpus": [],
         "spread_avoid": [0], "spread_queue": 64, "spread_ports": True}
     assert 0 not in cluster.status()[0]["spread"]["cpus"]
@@ -555,8 +556,8 @@ def test_commands_by_node(stopped):
     row, = table(cluster.zeekctl("xdp_erm.stats", "worker-3"))
     assert (row["Host"], row["Interface"], row["decapsulated"]) == ("127.0.0.1", SENSOR, "100")
     assert set(row) == {"Host", "Interface", "decapsulated", "other", "fragment", "truncated", "malformed",
-                        "foreign_source", "foreign_target", "failed", "unmarked", "nested", "nested_refused",
-                        "inner_truncated"}
+                        "extension", "foreign_source", "foreign_target", "failed", "unmarked", "nested",
+                        "nested_refused", "inner_truncated"}
     row, = table(cluster.zeekctl("xdp_erm.status"))
     attached, = cluster.status()
     assert (row["XDP"], row["Program"], row["Attached since"]) == (

@@ -23,7 +23,7 @@ import yaml
 
 from . import sudo
 from .errors import UsageError
-from .settings import SETTINGS, InterfaceConfig, check
+from .settings import SETTINGS, InterfaceConfig, check, contradictions
 
 DEFAULT_PATH = Path("/etc/xdp-erm.yaml")
 LONGEST_OWN_NAME, LONGEST_NAME = 15, 127  # of an interface, in bytes; the latter are alternative ones (uapi linux/if.h)
@@ -51,26 +51,29 @@ class Configuration:
 
     interfaces: dict[str, InterfaceConfig] = dataclasses.field(default_factory=dict)
     defaults: InterfaceConfig = dataclasses.field(default_factory=InterfaceConfig)
-    depths: dict[str | None, str] = dataclasses.field(default_factory=dict)
-    """Where the file says `depth`: FILE:LINE by interface; of None: for all."""
+    places: dict[tuple[str | None, str], str] = dataclasses.field(default_factory=dict)
+    """Where the file has a setting: FILE:LINE by interface (None: for all) and name."""
 
     def of(self, names: tuple[str, ...], overrides: dict[str, Any]) -> InterfaceConfig:
         """The settings of the interface that goes by these names, with the command line's (canonical) over them.
 
-        UsageError: it stands there under two of them; ERM within ERM is to be peeled, whoever sent it, and every
-        mirrored host can.
+        UsageError: it stands there under two of them; settings contradict each other.
         """
         found = [name for name in names if name in self.interfaces]
         if len(found) > 1:
             raise UsageError(f"interfaces: {' and '.join(found)} are names of one interface: keep one of them")
         named = found[0] if found else None
         settings = dataclasses.replace(self.interfaces[named] if named else self.defaults, **overrides)
-        if settings.depth > 1 and not settings.sources:
-            where = "argument --depth" if "depth" in overrides else \
-                f"{self.depths.get(named, self.depths.get(None))}: depth"
-            raise UsageError(f"{where}: {settings.depth} needs `sources`, the switches' addresses (--source): every "
-                             "mirrored host can send ERM, too, and would put frames of its own before Zeek")
+        for keys, problem in contradictions(settings):
+            raise UsageError(f"{next(filter(None, (self._place(named, key, overrides) for key in keys)))}: {problem}")
         return settings
+
+    def _place(self, named: str | None, key: str, overrides: dict[str, Any]) -> str | None:
+        """Where a setting was made; None: nowhere, it is as built in."""
+        if key in overrides:
+            return f"argument {SETTINGS[key].option}"
+        place = self.places.get((named, key), self.places.get((None, key)))
+        return place and f"{place}: {key}"
 
 
 def load(path: Path | None = None) -> Configuration:
@@ -106,7 +109,7 @@ class _Reader:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._constructor = yaml.SafeLoader("")
-        self._depths: dict[str | None, str] = {}
+        self._places: dict[tuple[str | None, str], str] = {}
 
     def _error(self, node: yaml.Node, problem: object) -> UsageError:
         return UsageError(f"{self._file}:{node.start_mark.line + 1}: {problem}")
@@ -152,8 +155,7 @@ class _Reader:
         """Those of one interface, or of None: for all."""
         settings = {}
         for key_node, key, value_node in self._items(node, name or "defaults"):
-            if key == "depth":
-                self._depths[name] = f"{self._file}:{value_node.start_mark.line + 1}"
+            self._places[name, key] = f"{self._file}:{value_node.start_mark.line + 1}"
             try:
                 settings[key] = check(key, self._value(value_node))
             except ValueError as error:
@@ -178,4 +180,4 @@ class _Reader:
             except ValueError as error:
                 raise self._error(key_node, error) from None
             interfaces[name] = dataclasses.replace(defaults, **self._settings(value_node, name))
-        return Configuration(interfaces, defaults, self._depths)
+        return Configuration(interfaces, defaults, self._places)

@@ -19,7 +19,7 @@ from . import shared
 from .interface import stats as reading
 from .printable import printable, say
 from .program.counters import BY_NAME
-from .settings import cpu_list
+from .settings import PORTS, cpu_list
 
 _NOTHING = "xdp-erm is not attached to any interface of this network namespace"
 
@@ -62,11 +62,18 @@ def status(interfaces: list[dict[str, Any]]) -> None:
         table.add_column(column, overflow="fold")
     for interface in _printable(interfaces):
         configuration = " ".join(f"{key}={_shown(value)}" for key, value in interface["config"].items()
-                                 if value not in ([], False) and not key.startswith("spread"))
+                                 if value not in ([], False) and not key.startswith("spread")
+                                 and key not in _ports_of_none(interface["config"]))
         mode = f"{interface['mode']}, NOT RUN" if interface["unseen"] else interface["mode"]
         table.add_row(interface["name"], mode, str(interface["program_id"]), _isolated(interface),
                       _spread(interface["spread"]), interface["attached_at"], configuration)
     _console().print(table)
+
+
+def _ports_of_none(settings: dict[str, Any]) -> set[str]:
+    """The settings of ports of encapsulations that are not taken."""
+    taken = settings.get("encapsulations", ["erm"])  # earlier versions took no other
+    return {name for encapsulation, name in PORTS.items() if encapsulation not in taken}
 
 
 def _isolated(interface: dict[str, Any]) -> str:
@@ -160,10 +167,16 @@ def _cpu_table(cpus: dict[str, dict[str, int]]) -> _Columns:
     return table
 
 
+def _session_name(session: dict[str, Any]) -> str:
+    source = f"[{session['source']}]" if ":" in session["source"] else session["source"]
+    return f"{source}:{session['id']}" if session["encapsulation"] == "erm" else \
+        f"{session['encapsulation']} {source}:{session['id']}"
+
+
 def _session_table(sessions: Iterable[dict[str, Any]]) -> _Columns:
     table = _Columns("switch session", 21, "packets", "bytes", last="last seen")
     for session in sessions:
-        table.add_row(f"{session['source']}:{session['source_port']}", f"{session['packets']:,}",
+        table.add_row(_session_name(session), f"{session['packets']:,}",
                       f"{session['bytes']:,}", session["last_seen"])
     return table
 

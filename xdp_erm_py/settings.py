@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Callable, NamedTuple
 
 from . import shared
@@ -92,25 +92,45 @@ def _flag(value: Any) -> bool:
 
 
 def _prefixes(value: Any) -> tuple[str, ...]:
-    prefixes = set()
+    prefixes: set[Any] = set()
     for prefix in value if isinstance(value, list) else [value]:
         if not isinstance(prefix, str):
-            raise ValueError(f"{prefix!r} is not an IPv4 prefix like 192.0.2.0/24")
+            raise ValueError(f"{prefix!r} is not a prefix like 192.0.2.0/24 or 2001:db8::/32")
         try:
-            prefixes.add(ipaddress.IPv4Network(prefix))
+            network = (ipaddress.IPv6Network if ":" in prefix else ipaddress.IPv4Network)(prefix)
         except ValueError as error:
-            raise ValueError(f"{prefix!r} is not an IPv4 prefix like 192.0.2.0/24: {error}") from None
-    return tuple(str(prefix) for prefix in sorted(prefixes))
+            raise ValueError(f"{prefix!r} is not a prefix like 192.0.2.0/24 or 2001:db8::/32: {error}") from None
+        _refuse_mapped(prefix, network.network_address)
+        prefixes.add(network)
+    return tuple(str(prefix) for prefix in sorted(prefixes, key=ipaddress.get_mixed_type_key))
 
 
 def _addresses(value: Any) -> tuple[str, ...]:
-    addresses = set()
-    for address in value if isinstance(value, list) else [value]:
+    addresses: set[Any] = set()
+    for text in value if isinstance(value, list) else [value]:
         try:
-            addresses.add(ipaddress.IPv4Address(address if isinstance(address, str) else None))
+            address = ipaddress.ip_address(text if isinstance(text, str) else "")
         except ValueError:
-            raise ValueError(f"{address!r} is not an IPv4 address like 192.0.2.7") from None
-    return tuple(str(address) for address in sorted(addresses))
+            raise ValueError(f"{text!r} is not an address like 192.0.2.7 or 2001:db8::7") from None
+        _refuse_mapped(text, address)
+        addresses.add(address)
+    return tuple(str(address) for address in sorted(addresses, key=ipaddress.get_mixed_type_key))
+
+
+def _refuse_mapped(text: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    """The program knows IPv4 addresses by this form of IPv6, and no interfaces that go with an address."""
+    if getattr(address, "ipv4_mapped", None) or getattr(address, "scope_id", None):
+        raise ValueError(f"{text!r}: write an IPv4 address as such, and an IPv6 address without an interface")
+
+
+def _encapsulations(value: Any) -> tuple[str, ...]:
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if name not in shared.ENCAPSULATIONS:
+            raise ValueError(f"{name!r} is none of {', '.join(shared.ENCAPSULATIONS)}")
+    if not names:
+        raise ValueError("no encapsulation given")
+    return tuple(name for name in shared.ENCAPSULATIONS if name in names)
 
 
 class Setting(NamedTuple):
@@ -142,36 +162,51 @@ def setting(default: Any, *arguments: Any, **keywords: Any) -> Any:
 class InterfaceConfig:
     """How one interface is treated. Values are checked and in canonical form."""
 
+    encapsulations: tuple[str, ...] = setting(
+        ("erm",), _encapsulations, "--encapsulation",
+        f"in which mirrored frames come: {', '.join(shared.ENCAPSULATIONS)}",
+        "in which mirrored frames come, one or several of " +
+        ", ".join(f"`{name}`" for name in shared.ENCAPSULATIONS), "NAME[,NAME]", many=True)
     port: tuple[int, ...] = setting(
         (shared.ERM_DEFAULT_PORT,), _ports, "--port", "UDP destination ports that carry ERM",
-        "UDP destination port, or several", "PORT[,PORT]", many=True, number=True)
+        "UDP destination port of ERM, or several", "PORT[,PORT]", many=True, number=True)
+    vxlan_port: tuple[int, ...] = setting(
+        (shared.VXLAN_DEFAULT_PORT,), _ports, "--vxlan-port", "UDP destination ports that carry VXLAN",
+        "likewise of VXLAN", "PORT[,PORT]", many=True, number=True)
+    geneve_port: tuple[int, ...] = setting(
+        (shared.GENEVE_DEFAULT_PORT,), _ports, "--geneve-port", "UDP destination ports that carry GENEVE",
+        "likewise of GENEVE", "PORT[,PORT]", many=True, number=True)
+    tzsp_port: tuple[int, ...] = setting(
+        (shared.TZSP_DEFAULT_PORT,), _ports, "--tzsp-port", "UDP destination ports that carry TZSP",
+        "likewise of TZSP", "PORT[,PORT]", many=True, number=True)
     vlan: str = setting(
         "restore", _one_of(tuple(shared.VLAN_MODES)), "--vlan", "the mirrored frame's 802.1Q tag",
-        "`restore`: insert the VLAN of the ERM header as an 802.1Q tag, always, so that both directions of a flow look "
-        "alike (switches are known to mark one direction as untagged); `tagged`: only if the header says tagged; "
-        "`strip`: never. VLAN 0 inserts nothing", "{restore,tagged,strip}")
+        "`restore`: insert the VLAN that is in the header only (ERM, ERSPAN II and III) as an 802.1Q tag, always, so "
+        "that both directions of a flow look alike (switches are known to mark one direction as untagged); `tagged`: "
+        "only if the header says tagged; `strip`: never. VLAN 0 inserts nothing", "{restore,tagged,strip}")
     depth: int = setting(
-        1, _depth, "--depth", f"levels of ERM to peel, 1 to {shared.MAX_DEPTH}; more than 1 needs --source",
-        f"levels of ERM to peel, 1 to {shared.MAX_DEPTH}. More than 1 needs `sources`, since every mirrored host can "
-        "send ERM, too: a level within is peeled where its own source is one of them", "LEVELS", number=True)
+        1, _depth, "--depth", f"levels of wrapping to peel, 1 to {shared.MAX_DEPTH}; more than 1 needs --source",
+        f"levels of wrapping to peel, 1 to {shared.MAX_DEPTH}. More than 1 needs `sources`, since every mirrored host "
+        "can send the like: a level within is peeled where its own source is one of them", "LEVELS", number=True)
     mode: str = setting(
         "auto", _one_of(MODES), "--mode", "where XDP runs",
         "`native` (in the driver), `generic` (in the stack, slower, every driver), `auto`: native, else generic",
         "{auto,native,generic}")
     sources: tuple[str, ...] = setting(
-        (), _prefixes, "--source", "take ERM only from these IPv4 prefixes",
-        "IPv4 prefixes of the switches; ERM from elsewhere is passed untouched and counted, by sender as well. Set it",
+        (), _prefixes, "--source", "take mirrored frames only from these prefixes",
+        "prefixes of the switches, IPv4 and, but for ERM and TZSP, IPv6; what comes from elsewhere is passed untouched "
+        "and counted, by sender as well. Set it",
         "PREFIX[,PREFIX]", many=True, unset="any")
     targets: tuple[str, ...] = setting(
-        (), _addresses, "--target", "take ERM only to these IPv4 addresses",
-        "IPv4 addresses that the switches send to, likewise. Set it", "ADDRESS[,ADDRESS]", many=True, unset="any")
+        (), _addresses, "--target", "take mirrored frames only to these addresses",
+        "addresses that the switches send to, likewise. Set it", "ADDRESS[,ADDRESS]", many=True, unset="any")
     sessions: bool = setting(
         True, _flag, "--no-sessions", "do not count by switch session",
-        f"count by switch session (source address and port): {shared.OWN_SESSIONS} of each CPU and "
+        f"count by mirror session: {shared.OWN_SESSIONS} of each CPU and "
         f"{shared.MAX_SESSIONS:,} more, idle ones replaced first")
     set_mtu: bool = setting(
         False, _flag, "--set-mtu", "raise an MTU that is too small for full-size mirrored frames",
-        "raise an MTU below 1554, which a full-size mirrored frame needs")
+        "raise an MTU that a full-size mirrored frame does not fit, 1554 for ERM")
     isolate: bool = setting(
         True, _flag, "--no-isolate", "let the host's own network stack have the decapsulated frames, too",
         "decapsulated frames are for packet taps (Zeek, tcpdump) only, see below")
@@ -197,6 +232,32 @@ class InterfaceConfig:
         """The same as plain lists, strings and numbers, as in YAML and JSON."""
         return {key: list(value) if isinstance(value, tuple) else value
                 for key, value in dataclasses.asdict(self).items()}
+
+
+#: Encapsulations that come in IPv4 only; their sessions are told apart by the UDP source port.
+IPV4_ONLY = {"erm", "tzsp"}
+#: Those that come over UDP, with the setting of their ports.
+PORTS = {"erm": "port", "vxlan": "vxlan_port", "geneve": "geneve_port", "tzsp": "tzsp_port"}
+
+
+def contradictions(config: InterfaceConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The settings that do not go together, of which at least one was made, and why."""
+    if config.depth > 1 and not config.sources:
+        yield ("depth",), (f"{config.depth} needs `sources`, the switches' addresses (--source): every mirrored host "
+                           "can send the like, and would put frames of its own before Zeek")
+    if IPV4_ONLY.issuperset(config.encapsulations):
+        for name in ("sources", "targets"):
+            for address in getattr(config, name):
+                if ":" in address:
+                    yield (name,), (f"{address!r} is IPv6, in which {' and '.join(config.encapsulations)} "
+                                    f"{'does' if len(config.encapsulations) == 1 else 'do'} not come")
+    taken: dict[int, str] = {}
+    for encapsulation in config.encapsulations:
+        for port in getattr(config, PORTS[encapsulation]) if encapsulation in PORTS else ():
+            if port in taken:
+                yield (PORTS[encapsulation], PORTS[taken[port]]), \
+                    f"{port} is a port of both {taken[port]} and {encapsulation}"
+            taken[port] = encapsulation
 
 
 #: By name.

@@ -35,7 +35,12 @@ def _enumerators(prefix: str) -> tuple[str, ...]:
 
 
 ERM_DEFAULT_PORT = _numbers["ERM_DEFAULT_PORT"]
-ERM_HEADER_LEN = _numbers["ERM_HEADER_LEN"]
+VXLAN_DEFAULT_PORT = _numbers["VXLAN_DEFAULT_PORT"]
+GENEVE_DEFAULT_PORT = _numbers["GENEVE_DEFAULT_PORT"]
+TZSP_DEFAULT_PORT = _numbers["TZSP_DEFAULT_PORT"]
+MAX_TZSP_FIELDS = _numbers["MAX_TZSP_FIELDS"]
+MOST_LATE = _numbers["MOST_LATE"]
+MOST_MISSING = _numbers["MOST_MISSING"]
 MAX_DEPTH = _numbers["MAX_DEPTH"]
 MARK = _numbers["MARK"]
 MAX_SENDERS = _numbers["MAX_SENDERS"]
@@ -45,6 +50,9 @@ OWN_SESSIONS = _numbers["OWN_SESSIONS"]
 
 #: The ways to treat the mirrored frame's VLAN, by their number in the program.
 VLAN_MODES = {name[5:].lower(): number for name, number in _numbers.items() if name.startswith("VLAN_")}
+
+#: In which mirrored frames can come, by their number in the program.
+ENCAPSULATIONS = _enumerators("ENCAPSULATION")
 
 #: One of these for each packet.
 VERDICTS = _enumerators("VERDICT")

@@ -47,14 +47,19 @@ def main() -> int:
 
 
 def unreached(result: Result) -> list[str]:
-    """The verdicts and notes that no frame got."""
-    return [name for name in shared.COUNTERS if not result.counted[name] and name != "unmarked"]
+    """The verdicts and notes that no frame got, and the encapsulations that none came in."""
+    encapsulations = {name for name, _ in result.encapsulations}
+    return [*(name for name in shared.COUNTERS if not result.counted[name] and name != "unmarked"),
+            *(name for name in shared.ENCAPSULATIONS if name not in encapsulations)]
 
 
 def show(result: Result, seconds: float) -> None:
     print("\nframes by verdict and note")
     for name in shared.COUNTERS:
         print(f"{result.counted[name]:10}  {name}")
+    print("\ndecapsulated frames by outermost encapsulation, and whether they are numbered")
+    for (name, numbered), frames in sorted(result.encapsulations.items()):
+        print(f"{frames:10}  {name}{', numbered' if numbered else ''}")
     print("\ndecapsulated frames by levels peeled, 802.1Q tag, bytes behind the datagram, and what was mirrored")
     kinds = sorted({kind for *_, kind in result.shapes})
     print("levels  tag       behind", *(f"{kind:>13}" for kind in kinds))

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 
@@ -14,13 +15,18 @@ from program import XDP_PASS, Counted, Program, mark
 
 from fuzz.generator import LONGEST, Generator
 from xdp_erm_py import shared
+from xdp_erm_py.interface.stats import Order
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.program import reference
 from xdp_erm_py.program.compiler import PLAIN, Variant
+from xdp_erm_py.program.encapsulations import Untouched
 from xdp_erm_py.program.reference import Decapsulation, Session
 from xdp_erm_py.settings import InterfaceConfig
 
 ANYBODY = ("0.0.0.0/0",)
+ALL = shared.ENCAPSULATIONS
+ANYBODY_6 = (*ANYBODY, "::/0")
+SOME_6 = ("198.51.100.0/24", "2001:db8::/33", "2001:db8:1::2/128")
 
 #: Programs: the configuration, and what they depend on besides.
 CASES = tuple((config, PLAIN) for config in (
@@ -39,7 +45,19 @@ CASES = tuple((config, PLAIN) for config in (
     (InterfaceConfig(vlan="strip", depth=3, sources=ANYBODY, isolate=False, spread_ports=True), Variant(cpus=(0, 0))),
     (InterfaceConfig(), Variant(frags=True)),
     (InterfaceConfig(vlan="tagged", depth=3, sources=ANYBODY, isolate=False), Variant(cpus=(0,), frags=True)),
-)
+    (InterfaceConfig(encapsulations=ALL, depth=3, sources=ANYBODY_6, spread_ports=True),
+     Variant(cpus=(0,), frags=True)),
+) + tuple((config, PLAIN) for config in (
+    InterfaceConfig(encapsulations=ALL),
+    InterfaceConfig(encapsulations=ALL, depth=3, sources=ANYBODY_6, vlan="tagged"),
+    InterfaceConfig(encapsulations=ALL, depth=2, sources=SOME_6, targets=(SENSOR, "2001:db8::9"), isolate=False),
+    InterfaceConfig(encapsulations=ALL, depth=3, sources=(*SOME_6, *ELSEWHERE),
+                    targets=(SENSOR, "2001:db8::9", *ELSEWHERE), vlan="strip", sessions=False),
+    InterfaceConfig(encapsulations=("erspan",), depth=3, sources=ANYBODY_6),
+    InterfaceConfig(encapsulations=("gre",), vlan="strip"),
+    InterfaceConfig(encapsulations=("vxlan", "geneve"), depth=2, sources=ANYBODY_6),
+    InterfaceConfig(encapsulations=("erm", "tzsp"), depth=2, sources=ANYBODY),
+))
 
 # Reading the counters takes as long as running some frames.
 BATCH = 64
@@ -65,6 +83,8 @@ class Result:
     """Frames by verdict, and by note."""
     shapes: collections.Counter[Shape] = dataclasses.field(default_factory=collections.Counter)
     """Decapsulated frames by what was done to them, and what was mirrored."""
+    encapsulations: collections.Counter[tuple[str, bool]] = dataclasses.field(default_factory=collections.Counter)
+    """Decapsulated frames by the outermost encapsulation, and whether its frames were numbered."""
     mismatches: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, other: Result) -> None:
@@ -73,6 +93,7 @@ class Result:
         self.longest_decapsulated = max(self.longest_decapsulated, other.longest_decapsulated)
         self.counted += other.counted
         self.shapes += other.shapes
+        self.encapsulations += other.encapsulations
         self.mismatches += other.mismatches
 
 
@@ -87,19 +108,24 @@ def run(seed: str, frames: int, share: tuple[int, int] = (0, 1), oracle: Oracle 
     with contextlib.ExitStack() as stack:
         subjects = [Subject(stack.enter_context(Program(config, variant=variant)), config, variant, oracle)
                     for config, variant in cases]
-        source = distinct(Generator(seed), share)
+        seen: set[int] = set()
+        only_erm = distinct(Generator(f"{seed}/erm", ("erm",)), share, seen)
+        mixed = distinct(Generator(seed), share, seen)
+        rounds = itertools.count()
         while result.frames < frames and len(result.mismatches) < ENOUGH:
+            foreign = next(rounds) % 4 == 0  # what is not configured
             for subject in subjects:
+                source = only_erm if subject.is_only_erm and not foreign else mixed
                 subject.compare([next(source) for _ in range(BATCH)], result)
         for subject in subjects:
             subject.compare_sessions(result)
     return result
 
 
-def distinct(generator: Generator, share: tuple[int, int]) -> Iterator[bytes]:
-    """The frames of one share, each once."""
+def distinct(generator: Generator, share: tuple[int, int], seen: set[int] | None = None) -> Iterator[bytes]:
+    """The frames of one share, each once, and none that was `seen` before."""
     number, shares = share
-    seen = set()
+    seen = set() if seen is None else seen
     while True:
         frame = generator.frame()
         digest = int.from_bytes(hashlib.blake2b(frame, digest_size=8).digest(), "big")
@@ -108,11 +134,38 @@ def distinct(generator: Generator, share: tuple[int, int]) -> Iterator[bytes]:
             yield frame
 
 
+class Numbers:
+    """How the frames of a session are numbered, as bpf/xdp_erm.c follows them."""
+
+    def __init__(self) -> None:
+        self._highest: int | None = None
+        self._missing = self.late = 0
+
+    @property
+    def order(self) -> Order:
+        return Order(max(self._missing, 0), self.late)
+
+    def follow(self, number: int) -> None:
+        if self._highest is None:
+            self._highest = number
+            return
+        step = (number - self._highest + (1 << 31)) % (1 << 32) - (1 << 31)
+        if step > shared.MOST_MISSING or step < -shared.MOST_LATE:
+            self._highest = number  # numbered anew
+        elif step > 0:
+            self._highest = number
+            self._missing += step - 1
+        else:
+            self._missing -= 1
+            self.late += step < 0
+
+
 class Subject:
     """One program, and what it has counted by now."""
 
     def __init__(self, program: Program, config: InterfaceConfig, variant: Variant, oracle: Oracle) -> None:
         self._program, self._config, self._variant, self._oracle = program, config, variant, oracle
+        self.is_only_erm = config.encapsulations == ("erm",)
         self._stripped = dataclasses.replace(config, vlan="strip")
         # Asked of the kernel: how much of a long frame a program without multi-buffer support is shown, as it is on no
         # interface, and how much lies in the first piece with it. It is a page without what the kernel wants before and
@@ -122,6 +175,7 @@ class Subject:
         self._visible = LONGEST if variant.frags else self._piece
         self._counters = program.counters()
         self._sessions: dict[Session, Counted] = {}
+        self._numbers: dict[Session, Numbers] = {}
 
     def compare(self, frames: Iterable[bytes], result: Result) -> None:
         """Runs frames one by one, then compares the counters; what differs is in `result`."""
@@ -135,6 +189,8 @@ class Subject:
                     continue
                 self._sessions[session] = self._one_more(self._sessions.get(session, NOTHING), frame)
                 sessions.add(session)
+                if expected.number is not None:
+                    self._numbers.setdefault(session, Numbers()).follow(expected.number)
             for name in _counted(expected):
                 self._counters[name] = self._one_more(self._counters[name], frame)
             returned, left = bpf.test_run(self._program.fd, frame)
@@ -150,9 +206,18 @@ class Subject:
 
     def compare_sessions(self, result: Result) -> None:
         """All of them, since the program may have made one that nobody expects."""
+        if self._config.sessions and self._program.order() != (self._order if "numbers" in self._program.maps else {}):
+            order = self._program.order()
+            wrong = {session: (order.get(session), self._order.get(session)) for session in {*order, *self._order}
+                     if order.get(session) != self._order.get(session)}
+            result.mismatches.append(f"{self._config}, {self._variant}: gaps and reordered of sessions: {wrong}")
         if self._program.sessions() != self._sessions:
             sessions = _moved(self._sessions, self._program.sessions())
             result.mismatches.append(f"{self._config}, {self._variant}: sessions that no frame has: {sessions}")
+
+    @property
+    def _order(self) -> dict[Session, Order]:
+        return {session: numbers.order for session, numbers in self._numbers.items()}
 
     def _one_more(self, counted: Counted, frame: bytes) -> Counted:
         return Counted(counted.packets + 1, counted.bytes + min(len(frame), self._visible))
@@ -162,6 +227,7 @@ class Subject:
         result.shortest, result.longest = min(result.shortest, len(frame)), max(result.longest, len(frame))
         result.counted.update(_counted(expected))
         if expected.verdict == "decapsulated":
+            result.encapsulations[expected.session.encapsulation, expected.number is not None] += 1
             result.longest_decapsulated = max(result.longest_decapsulated, len(frame))
             mirrored = self._oracle(frame, self._stripped).frame
             result.shapes[expected.levels, len(expected.frame) > len(mirrored), not frame.endswith(mirrored),
@@ -231,7 +297,7 @@ def _moved(before: dict, after: dict) -> dict:
 def _kind(mirrored: bytes) -> str:
     try:
         ethertype, offset = reference.skip_ethernet(mirrored)
-    except reference.Untouched:
+    except Untouched:
         return "cut tags"
     kind = {0x0800: "IPv4", 0x86DD: "IPv6"}.get(ethertype, "other")
     return f"{kind}, tagged" if offset > reference.ETHERNET_LEN else kind

@@ -24,7 +24,9 @@ from .ours import STATE_MAP, Attachment, write_state
 _STATE_SLACK = 4096
 
 #: The maps that a new program takes over from the one it replaces.
-CARRIED_MAPS = ("counters", "own_sessions", "sessions", "senders", "steered", "arrived")
+CARRIED_MAPS = ("counters", "own_sessions", "sessions", "numbers", "senders", "steered", "arrived")
+#: Those whose keys name the encapsulation where there can be more than ERM.
+KEYED_MAPS = ("own_sessions", "sessions", "numbers", "senders")
 #: The queues to other CPUs, too, where nothing changes of them: what waits in old ones would be overtaken otherwise.
 QUEUES_MAP = "cpus"
 
@@ -130,17 +132,25 @@ class Programs:
 def _carried(opened: contextlib.ExitStack, link: Link, current: Attachment | None, compiled: compiler.Compiled,
              state: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
     """The maps of the program attached now that the new one can go on with: descriptors by name."""
-    carried = {}
+    carried, said = {}, []
     if current:
+        rekeyed = _is_only_erm(current.state) != _is_only_erm(state)
+        if rekeyed:
+            said = [f"{link.name}: sessions and foreign senders start again from zero: they are told apart otherwise "
+                    "now"]
         names = [*CARRIED_MAPS, *([QUEUES_MAP] if _queues(current.state) == _queues(state) else [])]
         for name in names:
-            if name in current.maps and name in compiled.maps:
+            if name in current.maps and name in compiled.maps and not (rekeyed and name in KEYED_MAPS):
                 old = opened.enter_context(bpf.Map.by_id(current.maps[name]))
                 if old.info._replace(id=0) != compiled.map_info(name)._replace(id=0):
                     return {}, [f"{link.name}: counters start again from zero: the attached program was of another "
                                 f"version ({current.state['version']})"]
                 carried[name] = old.fd
-    return carried, []
+    return carried, said
+
+
+def _is_only_erm(state: dict[str, Any]) -> bool:
+    return bool(state["config"].get("encapsulations", ["erm"]) == ["erm"])
 
 
 def _queues(state: dict[str, Any]) -> tuple[Any, ...]:

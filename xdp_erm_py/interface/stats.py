@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
+import socket
 import struct
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import shared
 from ..errors import XdpErmError
 from ..kernel import bpf
 from ..kernel.links import Links
 from ..kernel.privileges import require_to_look
+from ..program.reference import Session, address_of
+from ..settings import IPV4_ONLY
 from . import isolation
 from .ours import Attachment, find, find_all, undisturbed
 
@@ -222,10 +224,14 @@ def _sessions(attachment: Attachment) -> list[dict[str, Any]]:
         return []
     with bpf.Map.by_id(attachment.maps["own_sessions"]) as own, bpf.Map.by_id(attachment.maps["sessions"]) as shared_:
         counted = read_sessions(own, shared_)
-    sessions = [{"source": source, "source_port": source_port, "packets": packets, "bytes": bytes_,
-                 "last_seen": _rfc3339(last_seen)}
-                for (source, source_port), (packets, bytes_, last_seen) in counted.items()]
-    return sorted(sessions, key=lambda session: (-session["packets"], session["source"], session["source_port"]))
+    order: dict[Session, Order] = {}
+    if "numbers" in attachment.maps:
+        with bpf.Map.by_id(attachment.maps["numbers"]) as numbers:
+            order = read_order(numbers)
+    sessions = [{**session._asdict(), "packets": packets, "bytes": bytes_, "last_seen": _rfc3339(last_seen),
+                 **(order[session]._asdict() if session in order else {"gaps": None, "reordered": None})}
+                for session, (packets, bytes_, last_seen) in counted.items()]
+    return sorted(sessions, key=lambda each: (-each["packets"], each["encapsulation"], each["source"], each["id"]))
 
 
 def _foreign(attachment: Attachment) -> list[dict[str, Any]]:
@@ -244,12 +250,31 @@ def read_senders(senders: bpf.Map) -> dict[str, tuple[int, int, float]]:
     counted = {}
     for key, value in senders.contents().items():
         packets, bytes_, jiffies = _COUNTED.unpack(value)
-        counted[str(ipaddress.IPv4Address(key))] = packets, bytes_, _monotonic(jiffies)
+        counted[address_of(key)] = packets, bytes_, _monotonic(jiffies)
     return counted
 
 
-def read_sessions(own: bpf.Map, shared_: bpf.Map) -> dict[tuple[str, int], tuple[int, int, float]]:
-    """Packets, bytes and when the last packet came (seconds of CLOCK_MONOTONIC) by source address and port.
+class Order(NamedTuple):
+    """What the numbers of a session's frames tell. Both can be too many by those that are under way."""
+
+    gaps: int
+    """Frames missing; fewer again where they come late."""
+    reordered: int
+    """Frames that came behind one with a higher number."""
+
+
+def read_order(numbers: bpf.Map) -> dict[Session, Order]:
+    """By session, of those whose frames are numbered."""
+    found = {}
+    for key, value in numbers.contents().items():
+        highest, start, frames, late = struct.unpack("=QQQQ", value)
+        missing = (highest - start + 1 - frames) % (1 << 64)
+        found[_session(key)] = Order(missing if missing < 1 << 63 else 0, late)  # below 0: some came twice
+    return found
+
+
+def read_sessions(own: bpf.Map, shared_: bpf.Map) -> dict[Session, tuple[int, int, float]]:
+    """Packets, bytes and when the last packet came (seconds of CLOCK_MONOTONIC) by session.
 
     `own` are the places that each CPU has for itself, `shared_` is where all others are counted.
     """
@@ -261,23 +286,35 @@ def read_sessions(own: bpf.Map, shared_: bpf.Map) -> dict[tuple[str, int], tuple
         if all(new[0] == old[0] for place, old in places.items() for new in [again[place]]):
             break
         places = again
-    sessions: dict[tuple[str, int], tuple[int, int, float]] = {}
+    sessions: dict[Session, tuple[int, int, float]] = {}
     for key, value in [*found.items(), *again.values()]:
-        source, port, _ = _SESSION_KEY.unpack(key)
         packets, bytes_, jiffies = _COUNTED.unpack(value)
-        name = str(ipaddress.IPv4Address(source)), port
+        name = _session(key)
         others = sessions.get(name, (0, 0, 0.0))
         sessions[name] = others[0] + packets, others[1] + bytes_, max(others[2], _monotonic(jiffies))
     return sessions
 
 
-_SESSION_KEY = struct.Struct("!4sHH")  # in network byte order
+def _session(key: bytes) -> Session:
+    """Of ERM alone it is an IPv4 address and the id, else an IPv6 address, the id and the encapsulation."""
+    kind = 0
+    if len(key) > _ERM_KEY_LEN:
+        key, (kind,) = key[:-4], struct.unpack("=I", key[-4:])
+    (number,) = struct.unpack("=I", key[-4:])
+    encapsulation = shared.ENCAPSULATIONS[kind]
+    # A UDP port is as it stands in the packet.
+    return Session(address_of(key[:-4]), socket.ntohs(number) if encapsulation in IPV4_ONLY else number,
+                   encapsulation)
+
+
+_ERM_KEY_LEN = 8
 _COUNTED = struct.Struct("=QQQ")  # packets, bytes, jiffies
 
 
 def _own_sessions(own: bpf.Map) -> dict[tuple[int, int], tuple[bytes, bytes]]:
     """Key and value by CPU and place, of the places that are taken."""
-    size = _SESSION_KEY.size + _COUNTED.size
+    size = own.info.value_size // shared.OWN_SESSIONS
+    key = size - _COUNTED.size
     nobody = bytes(size)
     places = {}
     for cpu, values in enumerate(own.lookup(bytes(4)) or []):
@@ -286,7 +323,7 @@ def _own_sessions(own: bpf.Map) -> dict[tuple[int, int], tuple[bytes, bytes]]:
         for start in range(0, len(values), size):
             place = values[start:start + size]
             if place != nobody:
-                places[cpu, start] = place[:_SESSION_KEY.size], place[_SESSION_KEY.size:]
+                places[cpu, start] = place[:key], place[key:]
     return places
 
 

@@ -12,16 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ..program.reference import (
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    IPV4_LEN,
-    IPV6_LEN,
-    MAC_PAIR_LEN,
-    PROTOCOL_UDP,
-    Untouched,
-    skip_ethernet,
-)
+from ..program.encapsulations import ETHERTYPE_IPV4, ETHERTYPE_IPV6, MAC_PAIR_LEN, Untouched
+from ..program.reference import IPV4_LEN, IPV6_LEN, PROTOCOL_UDP, skip_ethernet
 from .cable import SENSOR_INTERFACE, Cable
 from .traffic import PROTOCOL_TCP, Packet
 

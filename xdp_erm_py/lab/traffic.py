@@ -6,25 +6,20 @@ import itertools
 import random
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..program.reference import (
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    PCP_OF_RAW_PRIORITY,
-    PROTOCOL_UDP,
-    UDP_LEN,
-    Session,
-    insert_vlan_tag,
-)
-from ..shared import ERM_DEFAULT_PORT, ERM_HEADER_LEN
+from ..program.encapsulations import ENCAPSULATIONS, ETHERTYPE_IPV4, ETHERTYPE_IPV6, insert_vlan_tag
+from ..program.reference import PROTOCOL_GRE, PROTOCOL_UDP, UDP_LEN, Session
+from ..settings import IPV4_ONLY
 
 PROTOCOL_TCP = 6
 TCP_LEN = 20
 TCP_SYN, TCP_ACK, TCP_PUSH = 0x02, 0x10, 0x08
 
 SENSOR_ADDRESS = "192.0.2.1"
+# With some senders it is a hash of the inner flow; here it makes a session one flow, as with the others.
+SOURCE_PORT = 49152
 SESSIONS = (
     Session("198.51.100.1", 1),
     Session("198.51.100.1", 2),
@@ -40,7 +35,7 @@ SEED = 7932  # the same packets in each run
 
 
 class Packet(NamedTuple):
-    """What the switch sends, and the frame it mirrored: the same where the packet is not ERM."""
+    """What the switch sends, and the frame it mirrored: the same where the packet mirrors none."""
 
     sent: bytes
     mirrored: bytes
@@ -56,7 +51,7 @@ class Copy(NamedTuple):
 class Flow:
     """One two-way TCP or UDP conversation between a client (side 0) and a server (side 1)."""
 
-    def __init__(self, number: int, rng: random.Random, sessions: tuple[Session, ...]) -> None:
+    def __init__(self, number: int, rng: random.Random, sessions: Sequence[Session]) -> None:
         self.tci = rng.randrange(8) << 13 | rng.choice(VLANS)
         self.copies = (Copy(rng.choice(sessions), True), Copy(rng.choice(sessions), rng.choice((True, False))))
         self._protocol = rng.choice((PROTOCOL_TCP, PROTOCOL_UDP))
@@ -116,26 +111,34 @@ class Flow:
         return internet_checksum(pseudo_header + segment)
 
 
-def synthetic(flows: int, packets: int, sessions: int = len(SESSIONS)) -> Iterator[Packet]:
-    """Yield `packets` ERM packets of `flows` flows, taking turns, in so many sessions; the same ones at each call."""
+def synthetic(flows: int, packets: int, sessions: int = len(SESSIONS), encapsulation: str = "erm") -> Iterator[Packet]:
+    """Yield `packets` mirrored ones of `flows` flows, taking turns, in so many sessions; the same ones at each call."""
     rng = random.Random(SEED)
-    conversations = [Flow(number, rng, SESSIONS[:sessions]) for number in range(flows)]
+    chosen = [session._replace(encapsulation=encapsulation) for session in SESSIONS[:sessions]]
+    conversations = [Flow(number, rng, chosen) for number in range(flows)]
+    sent = dict.fromkeys(chosen, 0)
     for number, flow in enumerate(itertools.islice(itertools.cycle(conversations), packets)):
         side, frame = flow.next_frame(number, rng)
         copy = flow.copies[side]
-        yield Packet(encapsulate(frame, flow.tci, copy.is_tagged, copy.session), insert_vlan_tag(frame, flow.tci))
+        sent[copy.session] += 1
+        yield Packet(encapsulate(frame, flow.tci, copy.is_tagged, copy.session, sent[copy.session]),
+                     insert_vlan_tag(frame, flow.tci))
 
 
-def encapsulate(frame: bytes, tci: int, is_tagged: bool, session: Session) -> bytes:
-    """Wrap an untagged frame as ArubaOS-Switch does: DF, TTL 85, no UDP checksum, the tag in the ERM header."""
-    raw_priority = PCP_OF_RAW_PRIORITY.index(tci >> 13)
-    erm = struct.pack("!8xI", raw_priority << 21 | (tci & 0x1FFF) << 8 | is_tagged << 7)
-    udp_length = UDP_LEN + ERM_HEADER_LEN + len(frame)
-    udp = struct.pack("!HHHH", session.source_port, ERM_DEFAULT_PORT, udp_length, 0)
+def encapsulate(frame: bytes, tci: int, is_tagged: bool, session: Session, number: int = 0) -> bytes:
+    """Wrap an untagged frame as ArubaOS-Switch does, but for the encapsulation: DF, TTL 85, no UDP checksum.
+
+    `number` is the frame's in its session.
+    """
+    encapsulation = ENCAPSULATIONS[session.encapsulation]
+    payload, protocol = encapsulation.wrap(frame, session.id, tci, is_tagged, number), PROTOCOL_GRE
+    if encapsulation.transport == "udp":
+        source_port = session.id if session.encapsulation in IPV4_ONLY else SOURCE_PORT
+        udp = struct.pack("!HHHH", source_port, encapsulation.ports[0], UDP_LEN + len(payload), 0)
+        payload, protocol = udp + payload, PROTOCOL_UDP
     addresses = socket.inet_aton(session.source), socket.inet_aton(SENSOR_ADDRESS)
-    ip = ipv4_header(*addresses, PROTOCOL_UDP, udp_length, time_to_live=85)
     ethernet = bytes.fromhex("020000000002 020000000001 0800")
-    return ethernet + ip + udp + erm + frame
+    return ethernet + ipv4_header(*addresses, protocol, len(payload), time_to_live=85) + payload
 
 
 def ipv4_header(source: bytes, destination: bytes, protocol: int, payload_len: int, time_to_live: int = 64) -> bytes:

@@ -18,6 +18,7 @@ from ..errors import XdpErmError
 from ..kernel import bpf
 from ..settings import InterfaceConfig
 from . import cache
+from .encapsulations import ENCAPSULATIONS
 from .module import Module, Object
 
 PROGRAM = "xdp_erm"
@@ -48,14 +49,24 @@ PLAIN = Variant()
 
 def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     """The -D options that specialise the program; what they mean stands at the top of the C source."""
-    ports = " || ".join(f"(port) == {port}" for port in config.port)
-    vlan = shared.VLAN_MODES[config.vlan]
-    defines = [f"CONFIG_IS_ERM_PORT(port)=({ports})", f"CONFIG_DEPTH={config.depth}", f"CONFIG_VLAN={vlan}"]
+    wanted = [ENCAPSULATIONS[name] for name in config.encapsulations]
+    defines = [f"CONFIG_DEPTH={config.depth}", f"CONFIG_VLAN={shared.VLAN_MODES[config.vlan]}"]
+    for each in ENCAPSULATIONS.values():
+        if each.setting:
+            ports = getattr(config, each.setting) if each in wanted else ()
+            compared = " || ".join(f"(port) == {port}" for port in ports) or "0"
+            defines.append(f"CONFIG_IS_{each.name.upper()}_PORT(port)=({compared})")
+    transports = {each.transport for each in wanted}
+    for name, on in (("ERSPAN", "erspan" in config.encapsulations), ("PLAIN_GRE", "gre" in config.encapsulations),
+                     ("UDP", "udp" in transports), ("GRE", "gre" in transports)):
+        defines.append(f"CONFIG_{name}={int(on)}")
+    if _is_mixed(config):
+        defines.append("CONFIG_MIXED")
     for name, addresses in (("SOURCE", config.sources), ("TARGET", config.targets)):
         if _is_long(addresses):
             defines.append(f"CONFIG_{name}S={len(addresses)}")
         else:
-            defines.append(f"CONFIG_IS_{name}(address)={_comparison(addresses)}")
+            defines.append(f"CONFIG_IS_{name}(words)={_comparison(addresses, _is_mixed(config))}")
     if config.sources or config.targets:
         defines.append("CONFIG_SENDERS")
     if config.sessions:
@@ -76,15 +87,36 @@ def _is_long(addresses: tuple[str, ...]) -> bool:
     return len(addresses) > MOST_COMPARED
 
 
-def _comparison(addresses: tuple[str, ...]) -> str:
-    """C: whether `address`, in network byte order, is within one of the prefixes; there being none, it is."""
+def _is_mixed(config: InterfaceConfig) -> bool:
+    """Whether there can be more than ERM."""
+    return config.encapsulations != ("erm",)
+
+
+def _prefix(address: str, is_mixed: bool) -> tuple[int, bytes]:
+    """Length and address as the program compares them: 32 bits, or 128, of which IPv4 has ::ffff:0:0/96."""
+    network = ipaddress.ip_network(address)
+    if is_mixed and network.version == 4:
+        return 96 + network.prefixlen, _MAPPED + network.network_address.packed
+    return network.prefixlen, network.network_address.packed
+
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+def _comparison(addresses: tuple[str, ...], is_mixed: bool) -> str:
+    """C: whether an address, as words in network byte order, is within one of the prefixes; there being none, it is."""
     compared = []
     for address in addresses:
-        network = ipaddress.IPv4Network(address)
-        mask, value = (int.from_bytes(part.packed, sys.byteorder)
-                       for part in (network.netmask, network.network_address))
-        compared.append(f"((address) & {mask:#x}) == {value:#x}")
-    return f"({' || '.join(compared) or '1'})"
+        length, packed = _prefix(address, is_mixed)
+        bits = 8 * len(packed)
+        mask = ((1 << length) - 1 << bits - length).to_bytes(len(packed), "big")
+        words = []
+        for word in range(len(packed) // 4):
+            part, value = (int.from_bytes(whole[4 * word:4 * word + 4], sys.byteorder) for whole in (mask, packed))
+            if part:
+                words.append(f"(((words)[{word}] ^ {value:#x}) & {part:#x})")
+        compared.append(f"!({' | '.join(words)})" if words else "1")
+    return "(" + (" || ".join(f"({each})" for each in compared) or "1") + ")"
 
 
 def digest(config: InterfaceConfig, variant: Variant) -> str:
@@ -231,9 +263,9 @@ def fill(program: Module, config: InterfaceConfig, variant: Variant) -> None:
     """Puts into a program's maps what it only reads: long allow lists, and the CPUs that take part."""
     for name, addresses in (("sources", config.sources), ("targets", config.targets)):
         if _is_long(addresses):
-            for network in map(ipaddress.IPv4Network, addresses):
+            for address in addresses:
                 # The length in bits, then the address in network byte order.
-                prefix = struct.pack("=I4s", network.prefixlen, network.network_address.packed)
-                bpf.update(program.maps[name], prefix, b"\1")
+                length, packed = _prefix(address, _is_mixed(config))
+                bpf.update(program.maps[name], struct.pack("=I", length) + packed, b"\1")
     for lane, cpu in enumerate(variant.cpus):
         bpf.update(program.maps["lanes"], struct.pack("=I", lane), struct.pack("=I", cpu))

@@ -24,6 +24,7 @@ _CURES = {
     "fragment": "it comes in fragments, which XDP cannot reassemble: raise the MTU on its way to 1554 or more",
     "truncated": "it is cut: raise the MTU on its way, and the interface's, to 1554 or more",
     "malformed": "its headers contradict each other: find out who sends it, and whether it is ERM",
+    "extension": "it comes in IPv6 with an extension header, into which nobody looks: find out what sends it so",
     "foreign_source": "its source is not in `sources`: add the switch, or find out who sends it",
     "foreign_target": "its target is not in `targets`: add the address, or find out who sends it",
     "failed": "a kernel helper refused, as for jumbo frames in several pieces with padding behind them; where the "

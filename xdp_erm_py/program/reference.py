@@ -1,7 +1,8 @@
-"""HP ERM decapsulation in plain Python: what the XDP program is measured against.
+"""Decapsulation in plain Python: what the XDP program is measured against.
 
-Written from the wire format alone, for reading rather than for speed. Every field is in network byte order. The lab
-takes its expected frames from here, the tests compare the two implementations on the same frames.
+Written from the wire formats alone, for reading rather than for speed; those of the encapsulations stand in
+encapsulations.py. Every field is in network byte order. The lab takes its expected frames from here, the tests compare
+the two implementations on the same frames.
 """
 
 from __future__ import annotations
@@ -12,51 +13,64 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..settings import InterfaceConfig
-from ..shared import ERM_HEADER_LEN
+from .encapsulations import (
+    ENCAPSULATIONS,
+    ETHERTYPE_8021AD,
+    ETHERTYPE_8021Q,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    MAC_PAIR_LEN,
+    Encapsulation,
+    Header,
+    Untouched,
+    insert_vlan_tag,
+)
 
 ETHERNET_LEN = 14
-MAC_PAIR_LEN = 12
 VLAN_TAG_LEN = 4
 IPV4_LEN = 20
 IPV6_LEN = 40
 UDP_LEN = 8
+GRE_LEN = 4
 
-ETHERTYPE_IPV4 = 0x0800
-ETHERTYPE_IPV6 = 0x86DD
-ETHERTYPE_8021Q = 0x8100
-ETHERTYPE_8021AD = 0x88A8
 MAX_VLAN_TAGS = 2
 
 PROTOCOL_UDP = 17
-
-# The header's raw priority is not the 802.1p priority. RCDCap's mapping; 2 -> 0 is also what real captures show.
-PCP_OF_RAW_PRIORITY = (1, 2, 0, 3, 4, 5, 6, 7)
+PROTOCOL_GRE = 47
+TRANSPORTS = {PROTOCOL_UDP: "udp", PROTOCOL_GRE: "gre"}
+# Hop-by-hop options, routing, fragment, authentication, destination options.
+EXTENSIONS = (0, 43, 44, 51, 60)
 
 
 class Session(NamedTuple):
-    """A mirror session as the capture side sees it: the operator of the switch picks a source port for each."""
+    """A mirror session as the capture side sees it; what `id` is says its encapsulation."""
 
     source: str
-    source_port: int
+    id: int
+    encapsulation: str = "erm"
 
 
-class Vlan(NamedTuple):
-    """What the ERM header keeps of the mirrored frame's 802.1Q tag; `tci` has the 802.1p priority, not the raw one."""
+class Outer(NamedTuple):
+    """The IP header of one level of wrapping."""
 
-    tci: int
-    is_tagged: bool
+    source: str
+    target: str
+    protocol: int
+    payload: int
+    """Where it begins, in the frame."""
+    length: int
+    """Of the payload, as the header says; it can be below 0."""
+    is_ipv4: bool
+    is_fragment: bool
 
-    @property
-    def vlan_id(self) -> int:
-        return self.tci & 0xFFF
 
-
-class Datagram(NamedTuple):
-    """One level of ERM, taken apart."""
+class Level(NamedTuple):
+    """One level of wrapping, taken apart."""
 
     session: Session
-    vlan: Vlan
+    header: Header
     inner: bytes
+    """The mirrored frame."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,8 @@ class Decapsulation:
     """The verdict and the frame that goes on to the taps.
 
     With any verdict but `decapsulated` the frame is the one that came in, `levels` is 0 and `session` None.
-    `nested_refused`: the frame that goes on is ERM itself, deeper than configured or not from one of the sources.
+    `nested_refused`: the frame that goes on is wrapped itself, deeper than configured or not from one of the sources.
+    `number` is the outermost level's, where its frames are numbered.
     `foreign` is the source address where the verdict is `foreign_source` or `foreign_target`.
     """
 
@@ -74,55 +89,37 @@ class Decapsulation:
     nested_refused: bool = False
     inner_truncated: bool = False
     session: Session | None = None
+    number: int | None = None
     foreign: str | None = None
 
 
-class Untouched(Exception):
-    """The frame is not ERM that can be peeled; the message is the verdict that says why."""
-
-    def __init__(self, verdict: str, foreign: str | None = None) -> None:
-        super().__init__(verdict)
-        self.foreign = foreign
-
-
 def decapsulate(frame: bytes, config: InterfaceConfig) -> Decapsulation:
-    """Strip `frame`, an Ethernet frame without its FCS, of its ERM wrapping. Never raises, whatever the bytes."""
+    """Strip `frame`, an Ethernet frame without its FCS, of its wrapping. Never raises, whatever the bytes."""
     try:
-        outermost = datagram = _parse(frame, config.port, config.sources, config.targets)
+        outermost = level = _parse(frame, config, outermost=True)
     except Untouched as reason:
         return Decapsulation(str(reason), frame, foreign=reason.foreign)
     levels, nested_refused = 1, False
     while not nested_refused:
         try:
-            within = _parse(datagram.inner, config.port)
+            within = _parse(level.inner, config, outermost=False)
         except Untouched:
             break
-        # Whoever is mirrored can send ERM, too. Where a level within was sent to is another sensor's business.
+        # Whoever is mirrored can send it, too. Where a level within was sent to is another sensor's business.
         if levels < config.depth and _is_source(within.session.source, config.sources):
-            datagram = within
+            level = within
             levels += 1
         else:
             nested_refused = True
     return Decapsulation(
         "decapsulated",
-        _restore_vlan(datagram.inner, datagram.vlan, config.vlan),
+        _restore_vlan(level.inner, level.header, config.vlan),
         levels,
         nested_refused,
-        _is_inner_truncated(datagram.inner),
+        level.header.is_cut or _is_inner_truncated(level.inner),
         outermost.session,
+        outermost.header.number,
     )
-
-
-def parse_vlan(erm_header: bytes) -> Vlan:
-    """Read the VLAN out of the ERM header's third word: priority 23-21, CFI 20, VLAN id 19-8, is_tagged 7."""
-    (word,) = struct.unpack_from("!I", erm_header, 8)
-    pcp = PCP_OF_RAW_PRIORITY[word >> 21 & 7]
-    return Vlan(pcp << 13 | (word >> 8 & 0x1FFF), bool(word & 0x80))
-
-
-def insert_vlan_tag(frame: bytes, tci: int) -> bytes:
-    """Put an 802.1Q tag between the MAC addresses and the EtherType."""
-    return frame[:MAC_PAIR_LEN] + struct.pack("!HH", ETHERTYPE_8021Q, tci) + frame[MAC_PAIR_LEN:]
 
 
 def skip_ethernet(frame: bytes) -> tuple[int, int]:
@@ -146,58 +143,109 @@ def _ethertype_before(frame: bytes, offset: int) -> int:
     return int.from_bytes(frame[offset - 2:offset], "big")
 
 
-def _parse(
-    frame: bytes, ports: tuple[int, ...], sources: tuple[str, ...] = (), targets: tuple[str, ...] = ()
-) -> Datagram:
-    """Take one level of ERM apart, or raise Untouched with the verdict."""
-    ethertype, ip = skip_ethernet(frame)
-    if ethertype != ETHERTYPE_IPV4:
+def address_of(packed: bytes) -> str:
+    """The text of an address of 4 or 16 bytes; an IPv4 address within IPv6 (::ffff:0:0/96) as IPv4."""
+    address = ipaddress.ip_address(packed)
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def _parse(frame: bytes, config: InterfaceConfig, outermost: bool) -> Level:
+    """Take one level apart, or raise Untouched with the verdict."""
+    wanted = [ENCAPSULATIONS[name] for name in config.encapsulations]
+    is_only_erm = config.encapsulations == ("erm",)
+    ethertype, offset = skip_ethernet(frame)
+    carriers = [protocol for protocol, transport in TRANSPORTS.items()
+                if transport in {each.transport for each in wanted}]
+    if ethertype == ETHERTYPE_IPV4:
+        outer = _parse_ipv4(frame, offset, carriers)
+    elif ethertype == ETHERTYPE_IPV6 and not is_only_erm:
+        outer = _parse_ipv6(frame, offset, carriers)
+    else:
         raise Untouched("other")
 
-    available = len(frame) - ip
-    if available < IPV4_LEN:
+    available = len(frame) - outer.payload
+    transport_len = UDP_LEN if outer.protocol == PROTOCOL_UDP else GRE_LEN
+    if available < transport_len:
+        raise Untouched("truncated")
+    encapsulation = _carried(frame, outer, config, wanted)
+
+    if outermost and not _is_source(outer.source, config.sources):
+        raise Untouched("foreign_source", outer.source)
+    if outermost and config.targets and outer.target not in config.targets:
+        raise Untouched("foreign_target", outer.source)
+    if outer.is_fragment:
+        raise Untouched("fragment")
+
+    source_port, _, length = struct.unpack_from("!HHH", frame.ljust(outer.payload + 6), outer.payload)
+    if outer.protocol == PROTOCOL_GRE:
+        length = outer.length
+    if length < transport_len or length > outer.length:
+        raise Untouched("malformed")
+    if outer.length > available:
+        raise Untouched("truncated")
+    # The datagram ends here, whatever follows.
+    content = frame[outer.payload:outer.payload + length]
+    if outer.protocol == PROTOCOL_UDP:
+        content = content[UDP_LEN:]
+    header = encapsulation.unwrap(content)
+    inner = content[header.length:]
+    if len(inner) < (1 if header.ethertype else ETHERNET_LEN):
+        raise Untouched("truncated")
+    if header.ethertype:
+        inner = frame[:MAC_PAIR_LEN] + struct.pack("!H", header.ethertype) + inner
+    session = source_port if header.session is None else header.session
+    return Level(Session(outer.source, session, encapsulation.name), header, inner)
+
+
+def _parse_ipv4(frame: bytes, ip: int, carriers: list[int]) -> Outer:
+    if len(frame) - ip < IPV4_LEN:
         raise Untouched("truncated")
     version, header_words = frame[ip] >> 4, frame[ip] & 0xF
     if version != 4 or header_words < 5:
         raise Untouched("malformed")
-    total_length, _, fragment, _, protocol, _, source, destination = struct.unpack_from("!HHHBBH4s4s", frame, ip + 2)
-    if protocol != PROTOCOL_UDP:
+    total_length, _, fragment, _, protocol, _, source, target = struct.unpack_from("!HHHBBH4s4s", frame, ip + 2)
+    if protocol not in carriers:
         raise Untouched("other")
     if fragment & 0x1FFF:  # an offset: only the first fragment has the ports
         raise Untouched("other")
+    return Outer(address_of(source), address_of(target), protocol, ip + header_words * 4,
+                 total_length - header_words * 4, True, bool(fragment & 0x2000))  # more follow; 0x4000: don't fragment
 
-    header_len = header_words * 4
-    if available < header_len + UDP_LEN:
+
+def _parse_ipv6(frame: bytes, ip: int, carriers: list[int]) -> Outer:
+    if len(frame) - ip < IPV6_LEN:
         raise Untouched("truncated")
-    source_port, destination_port, udp_length = struct.unpack_from("!HHH", frame, ip + header_len)
-    if destination_port not in ports:
-        raise Untouched("other")
-    source_address = str(ipaddress.IPv4Address(source))
-    if not _is_source(source_address, sources):
-        raise Untouched("foreign_source", source_address)
-    if targets and str(ipaddress.IPv4Address(destination)) not in targets:
-        raise Untouched("foreign_target", source_address)
-    if fragment & 0x2000:  # more fragments follow; 0x4000 is don't-fragment
-        raise Untouched("fragment")
-
-    if udp_length < UDP_LEN or header_len + udp_length > total_length:
+    if frame[ip] >> 4 != 6:
         raise Untouched("malformed")
-    if available < total_length or udp_length < UDP_LEN + ERM_HEADER_LEN + ETHERNET_LEN:
-        raise Untouched("truncated")
+    length, protocol, _, source, target = struct.unpack_from("!HBB16s16s", frame, ip + 4)
+    if protocol in EXTENSIONS:
+        if len(frame) - ip == IPV6_LEN:
+            raise Untouched("truncated")
+        following = frame[ip + IPV6_LEN]
+        raise Untouched("extension" if following in carriers or following in EXTENSIONS else "other")
+    if protocol not in carriers:
+        raise Untouched("other")
+    return Outer(address_of(source), address_of(target), protocol, ip + IPV6_LEN, length, False, False)
 
-    erm = ip + header_len + UDP_LEN
-    inner = erm + ERM_HEADER_LEN
-    end = ip + header_len + udp_length
-    return Datagram(Session(source_address, source_port), parse_vlan(frame[erm:inner]), frame[inner:end])
+
+def _carried(frame: bytes, outer: Outer, config: InterfaceConfig, wanted: list[Encapsulation]) -> Encapsulation:
+    """What a UDP destination port or a GRE type carries."""
+    (number,) = struct.unpack_from("!H", frame, outer.payload + 2)
+    for each in wanted:
+        numbers = getattr(config, each.setting) if each.setting else each.types
+        if TRANSPORTS[outer.protocol] == each.transport and number in numbers and (outer.is_ipv4 or each.ipv6):
+            return each
+    raise Untouched("other")
 
 
 def _is_source(address: str, sources: tuple[str, ...]) -> bool:
     """Tell whether a sender is on the allow list; without one everybody is."""
-    return not sources or any(ipaddress.IPv4Address(address) in ipaddress.IPv4Network(prefix) for prefix in sources)
+    return not sources or any(ipaddress.ip_address(address) in ipaddress.ip_network(prefix) for prefix in sources)
 
 
-def _restore_vlan(frame: bytes, vlan: Vlan, mode: str) -> bytes:
-    if vlan.vlan_id == 0 or mode == "strip" or (mode == "tagged" and not vlan.is_tagged):
+def _restore_vlan(frame: bytes, header: Header, mode: str) -> bytes:
+    vlan = header.vlan
+    if vlan is None or vlan.vlan_id == 0 or mode == "strip" or (mode == "tagged" and not vlan.is_tagged):
         return frame
     return insert_vlan_tag(frame, vlan.tci)
 

@@ -165,8 +165,7 @@ class Reporter:
             "since_boot": since_boot,
             "counters": {counter: [value["packets"], value["bytes"]]
                          for counter, value in interface["counters"].items()},
-            "sessions": {f"{session['source']} {session['source_port']}": [session["packets"], session["bytes"]]
-                         for session in interface["sessions"]},
+            "sessions": {_key(session): _counts(session) for session in interface["sessions"]},
             "foreign": {sender["source"]: [sender["packets"], sender["bytes"]] for sender in interface["foreign"]},
             "received": received, "queue_drops": _queue_drops(interface), "isolation": interface["isolation"],
             "leaked": None, "gone": False,
@@ -178,6 +177,11 @@ class Reporter:
             begin = {"counters": {}, "sessions": {}}
             attached = interface.get("since_boot")  # None: by an earlier version
             duration = now - attached_at if attached is None else since_boot - attached
+
+        for key, counts in end["sessions"].items():
+            told = begin["sessions"].get(key, [])
+            if len(told) > 2 and counts[0] >= told[0]:
+                counts[2] = max(counts[2], told[2])  # frames that were missing may have come late
 
         counted = {counter: _grown(begin["counters"].get(counter), value)
                    for counter, value in end["counters"].items()}
@@ -204,7 +208,7 @@ class Reporter:
             events.table({verdict: _pair(counted[verdict]) for verdict in shared.VERDICTS}),
             events.table({note: _pair(counted[note]) for note in shared.NOTES}),
             events.table({name: events.count(value) for name, value in others.items() if value is not None}),
-            events.vector(_sessions(interface["sessions"], begin["sessions"])),
+            events.vector(_sessions(interface["sessions"], begin["sessions"], end["sessions"])),
             events.vector(events.string(printable(other)) for other in interface["other_names"]),
         ]))
         _remember(self._made, name, end)
@@ -239,7 +243,9 @@ class Reporter:
 def _checked_end(end: dict[str, Any]) -> dict[str, Any]:
     """An end that was kept. The file may say anything: raises whatever a wrong type or a missing key raises."""
     pairs = [pair for key in ("counters", "sessions", "foreign") for pair in end[key].values()]
-    numbers = [end["ifindex"], *(number for packets, size in pairs for number in (packets, size))]
+    if not all(2 <= len(pair) <= 4 for pair in pairs):
+        raise ValueError("not packets, bytes, and what else is counted of a session")
+    numbers = [end["ifindex"], *(number for pair in pairs for number in pair)]
     numbers += [end[key] for key in ("queue_drops", "leaked") if end.get(key) is not None]
     numbers += end.get("received", {}).values()
     numbers += [(end.get("isolation") or {"outer_tagged": 0})["outer_tagged"]]
@@ -292,16 +298,25 @@ def _queue_drops(interface: Snapshot) -> int | None:
     return sum(cpu["dropped"] for cpu in cpus) if cpus else None
 
 
-def _sessions(sessions: list[Snapshot], begin: dict[str, list[int]]) -> list[events.Value]:
+def _key(session: Snapshot) -> str:
+    return f"{session['encapsulation']} {session['source']} {session['id']}"
+
+
+def _counts(session: Snapshot) -> list[int]:
+    """What is counted of a session."""
+    return [session["packets"], session["bytes"], session["gaps"] or 0, session["reordered"] or 0]
+
+
+def _sessions(sessions: list[Snapshot], begin: dict[str, list[int]], end: dict[str, list[int]]) -> list[events.Value]:
     """The sessions that sent something."""
     values = []
     for session in sessions:
-        sent = _sent(begin.get(f"{session['source']} {session['source_port']}"),
-                     [session["packets"], session["bytes"]])
+        sent = _sent(begin.get(_key(session)), end[_key(session)])
         if sent[0]:
             values.append(events.vector([
-                events.address(session["source"]), events.udp_port(session["source_port"]),
-                events.count(sent[0]), events.count(sent[1]), events.timestamp(seconds(session["last_seen"]))]))
+                events.string(session["encapsulation"]), events.address(session["source"]), events.count(session["id"]),
+                events.count(sent[0]), events.count(sent[1]), events.timestamp(seconds(session["last_seen"])),
+                *(events.NONE if session["gaps"] is None else events.count(number) for number in sent[2:])]))
     return values
 
 
@@ -312,11 +327,11 @@ def _pair(packets_and_bytes: list[int]) -> events.Value:
 def _sent(before: list[int] | None, after: list[int]) -> list[int]:
     """What somebody sent. Who was forgotten and came back counts from zero."""
     sent = _grown(before, after)
-    return after if min(sent) < 0 else sent
+    return after if min(sent[:2]) < 0 else sent
 
 
 def _grown(before: list[int] | None, after: list[int]) -> list[int]:
-    return [now - then for then, now in zip(before or [0, 0], after)]
+    return [now - then for then, now in zip((before or []) + [0] * len(after), after)]
 
 
 def host_counters() -> dict[str, dict[str, int]]:

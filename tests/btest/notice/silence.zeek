@@ -14,7 +14,7 @@ global number = 0;
 
 function session(source: addr, packets: count): XDP_ERM::Session
 	{
-	return XDP_ERM::Session($source=source, $source_port=5/udp, $packets=packets, $bytes=packets,
+	return XDP_ERM::Session($encapsulation="erm", $source=source, $id=5, $packets=packets, $bytes=packets,
 	                        $last_seen=current_time());
 	}
 
