@@ -6,12 +6,15 @@
 # make fuzz      compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
 # make soak      all faults at random under traffic, with exact books (root); SOAK="--minutes 10 --seed 1"
 # make bench     measure costs, gains and alternatives (root); BENCH="--quick --only cost balance --json FILE --plot FILE"
+# make install   put xdp-erm and its man page below /usr/local; PREFIX=, DESTDIR=
+# make docs      make anew what the documentation has from the code: tables and the man page
 # make pictures  make the documentation's pictures anew, with what is counted and balanced now (root)
 # make clean     remove what the other targets made here
 
 PYTHON := /usr/bin/python3
 VENV := .venv
 ZEEK ?= /opt/zeek
+PREFIX := /usr/local
 
 # What xdp-erm needs at run time, and what its tests need besides. bcc and Zeek's broker module are in no Python
 # registry, so the virtual environment looks at the system's packages too.
@@ -27,7 +30,7 @@ IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$(ZEEK)/bin:/usr/sbin:/usr/bin:/sbin:/bin
 PYTEST := $(IN_VENV) -m pytest --numprocesses=2 --dist=loadgroup
 TEST :=
 
-.PHONY: demo check test nightly fuzz soak bench pictures runtime clean
+.PHONY: demo check test nightly fuzz soak bench install docs pictures runtime clean
 
 demo: runtime
 	bin/xdp-erm lab
@@ -51,6 +54,14 @@ soak: $(VENV)/ready
 bench:
 	@tools/apt-install $(RUNTIME_PACKAGES) $(BENCH_PACKAGES)
 	PATH=/usr/sbin:/usr/bin:/sbin:/bin $(PYTHON) -m bench $(BENCH)
+
+install:
+	$(PYTHON) zeekctl/build.py
+	install -D -m 755 build/zeekctl/xdp-erm.pyz $(DESTDIR)$(PREFIX)/sbin/xdp-erm
+	install -D -m 644 docs/xdp-erm.8 $(DESTDIR)$(PREFIX)/share/man/man8/xdp-erm.8
+
+docs: runtime
+	PYTHONPATH=. $(PYTHON) docs/generated.py
 
 pictures: runtime
 	bin/xdp-erm lab --sessions 1 --packets 4000 > docs/lab.txt

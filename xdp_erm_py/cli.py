@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:]
     _open_streams()
     try:
-        args = _parser(arguments[:1]).parse_args(arguments)
+        args = make_parser(arguments[:1]).parse_args(arguments)
         status: int = args.run(args)
         sys.stdout.flush()
         return status
@@ -87,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
+def make_parser(command: Sequence[str]) -> argparse.ArgumentParser:
     """`command`: the one that was given, if any; only its own module is imported."""
     parser = _Parser(
         prog="xdp-erm", description="Strips HP ERM from mirrored traffic in XDP, before AF_PACKET's fanout sees it.")
