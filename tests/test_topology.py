@@ -9,7 +9,7 @@ import foreign
 import pytest
 from shell import shell
 
-from xdp_erm_py import doctor, lab
+from xdp_erm_py import cli, doctor, lab
 from xdp_erm_py.doctor import PROBLEM, WARNING
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import loader, topology
@@ -174,21 +174,49 @@ def test_a_macvlan_above_that_has_a_program(cable):
     assert (program(SENSOR), program("macvlan0")) == (None, theirs)
 
 
-def test_a_program_below_is_said(cable, bridge):
+def test_ours_below_is_refused(cable, bridge):
+    """No wrapped frame comes up any more, and the kernel would let go of the lower one only after the upper one."""
     loader.attach(SENSOR, DEFAULT)
-    warning = (f"{bridge}: warning: veth {SENSOR} below it has an XDP program, which sees frames first: capture from "
-               f"{SENSOR}, or free it (`xdp-erm detach {SENSOR}`)")
+    assert fails(loader.attach, bridge, DEFAULT) == (
+        f"{bridge}: xdp-erm is attached to veth {SENSOR} below it, and decapsulates there: capture from {SENSOR}, or "
+        f"free it first (`xdp-erm detach {SENSOR}`)")
+    assert program(bridge) is None
+
+
+def test_a_program_of_others_below_is_said(cable, bridge):
+    theirs = foreign.attach(SENSOR, "native")
+    warning = f"{bridge}: warning: veth {SENSOR} below it has an XDP program, which sees frames first"
     assert warning in loader.attach(bridge, DEFAULT)
     assert warning not in loader.attach(bridge, DEFAULT)  # said once
+    assert program(SENSOR) == theirs
+
+
+def test_two_that_became_one_stack_are_detached_at_once(cable, capsys):
+    """The kernel takes the lower one off only once the upper one is."""
+    shell("ip link add bridge0 mtu 3500 type bridge; ip link set bridge0 up")
+    for name in (SENSOR, "bridge0"):
+        loader.attach(name, DEFAULT)
+    shell(f"ip link set {SENSOR} master bridge0")
     loader.attach(SENSOR, DEFAULT)  # nothing to do, so the kernel is not asked
+    assert fails(loader.detach, SENSOR) == (
+        f"{SENSOR}: program {program(SENSOR)} cannot be taken off: bridge0, which gets its frames, has one, too: "
+        "`xdp-erm detach bridge0` first")
+    for names in ([], [SENSOR, "bridge0"]):
+        assert cli.main(["detach", *names]) == 0, capsys.readouterr()
+        assert (program(SENSOR), program("bridge0")) == (None, None)
+        shell(f"ip link set {SENSOR} nomaster")
+        for name in (SENSOR, "bridge0"):
+            loader.attach(name, DEFAULT)
+        shell(f"ip link set {SENSOR} master bridge0")
 
 
-def test_a_slave_of_a_bond_that_has_a_program():
+def test_a_slave_of_a_bond_that_has_a_program(monkeypatch):
     bond, slave = link("bond0", 5, kind="bond"), link("eth1", 1, program_id=77, master=5)
+    monkeypatch.setattr(topology, "attachment_of", lambda _: None)
     with pytest.raises(XdpErmError) as raised:
         topology.conflicts([bond, slave], bond)
     assert str(raised.value) == ("bond0: eth1, a part of it, has an XDP program, and the kernel allows one of the two: "
-                                 "free it first (`xdp-erm detach eth1`)")
+                                 "free it first (`ip link set dev eth1 xdp off`)")
 
 
 def test_who_holds_the_interface_is_not_made_up(cable, monkeypatch):

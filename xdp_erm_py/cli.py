@@ -224,16 +224,15 @@ def _attach(args: argparse.Namespace) -> int:
 
 
 def _detach(args: argparse.Namespace) -> int:
-    from .interface import loader, ours
+    from .interface import loader, ours, topology
     from .kernel import privileges
     from .kernel.links import Links
     privileges.require_to_change()
-    names = list(dict.fromkeys(args.interfaces))
+    with Links() as links:
+        names = list(dict.fromkeys(args.interfaces)) or [found.link.name for found in ours.find_all(links)]
+        names = topology.downwards(links, names)
     if not names:
-        with Links() as links:
-            names = [found.link.name for found in ours.find_all(links)]
-        if not names:
-            print("xdp-erm is not attached to any interface of this network namespace")
+        print("xdp-erm is not attached to any interface of this network namespace")
     return _each(names, loader.detach)
 
 

@@ -280,7 +280,11 @@ def detach(name: str) -> list[str]:
                 stats.wait_for_queues(current)  # the filter stays for what waits in them
         except Refused as refused:
             journal.end(link)
-            raise XdpErmError(f"{name}: program {current.program_id} cannot be taken off: {refused}") from None
+            why = str(refused)
+            for other in topology.above(links, link):
+                if other.program_id is not None:
+                    why = f"{other.name}, which gets its frames, has one, too: `xdp-erm detach {other.name}` first"
+            raise XdpErmError(f"{name}: program {current.program_id} cannot be taken off: {why}") from None
         said = [*mended, f"{name}: detached (program {current.program_id})"]
         said += nic.restore(links, links.find(name), _unshared(links, current.state["nic"]))
         journal.end(link)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..errors import XdpErmError
-from ..kernel.links import ETHERNET, LOOPBACK, Link, Links
+from ..kernel.links import ETHERNET, LOOPBACK, Link
+from .ours import attachment_of
 
 #: Kinds that take their frames from the interface which they stand on.
 _STANDING = ("ipvlan", "ipvtap", "macvlan", "macvtap", "vlan")
@@ -30,7 +33,7 @@ def check(link: Link) -> None:
     raise XdpErmError(f"{link.name}: {what} {reason}: attach to the interface that the switch's frames come in on")
 
 
-def below(links: Links, link: Link) -> list[Link]:
+def below(links: Iterable[Link], link: Link) -> list[Link]:
     """The interfaces that its frames come from: a bond's, a team's or a bridge's, what a VLAN stands on, and theirs."""
     everything = list(links)
     found: list[Link] = []
@@ -45,21 +48,21 @@ def below(links: Links, link: Link) -> list[Link]:
     return found
 
 
-def stack(links: Links, link: Link) -> list[Link]:
+def stack(links: Iterable[Link], link: Link) -> list[Link]:
     """The interface, and those below it."""
     return [link, *below(links, link)]
 
 
-def above(links: Links, link: Link) -> list[Link]:
+def above(links: Iterable[Link], link: Link) -> list[Link]:
     """The interfaces that get frames from it: the bond, team or bridge it is a part of, and VLANs that stand on it."""
     return [other for other in links
             if other.index == link.master or (other.kind in _STANDING and other.lower == link.index)]
 
 
-def conflicts(links: Links, link: Link) -> list[str]:
-    """Before attaching: a line for each program below it that comes before ours.
+def conflicts(links: Iterable[Link], link: Link) -> list[str]:
+    """Before attaching: a line for each program of others below it, which comes before ours.
 
-    XdpErmError: with those there are the kernel does not allow one here.
+    XdpErmError: with the programs that are there ours would be of no use here, or the kernel does not allow it.
     """
     for other in above(links, link):
         if other.program_id is not None:
@@ -70,21 +73,30 @@ def conflicts(links: Links, link: Link) -> list[str]:
     for other in below(links, link):
         if other.program_id is None:
             continue
+        if attachment_of(other):
+            raise XdpErmError(f"{link.name}: xdp-erm is attached to {_called(other)} below it, and decapsulates there: "
+                              f"capture from {other.name}, or free it first (`xdp-erm detach {other.name}`)")
         if link.kind == _BOND:
             raise XdpErmError(f"{link.name}: {_called(other)}, a part of it, has an XDP program, and the kernel allows "
-                              f"one of the two: free it first (`xdp-erm detach {other.name}`)")
-        said.append(f"{link.name}: warning: {_called(other)} below it has an XDP program, which sees frames first: "
-                    f"capture from {other.name}, or free it (`xdp-erm detach {other.name}`)")
+                              f"one of the two: free it first (`ip link set dev {other.name} xdp off`)")
+        said.append(f"{link.name}: warning: {_called(other)} below it has an XDP program, which sees frames first")
     return said
 
 
-def starved(links: Links, link: Link) -> list[str]:
+def downwards(links: Iterable[Link], names: Iterable[str]) -> list[str]:
+    """The names of interfaces, those above before those below: in this order programs can be taken off."""
+    everything = list(links)
+    known = {name: len(below(everything, link)) for link in everything for name in link.names}
+    return sorted(names, key=lambda name: -known.get(name, 0))
+
+
+def starved(links: Iterable[Link], link: Link) -> list[str]:
     """What is to be said of each interface that gets no decapsulated frames, as this one keeps them to its own taps."""
     return [f"{_called(other)}, which gets its frames, gets no decapsulated ones: attach to {other.name} if Zeek "
             "captures there" for other in above(links, link)]
 
 
-def untagged(links: Links, link: Link) -> list[str]:
+def untagged(links: Iterable[Link], link: Link) -> list[str]:
     """What is to be said of an interface whose frames have lost their VLAN tag before generic XDP sees them: the kernel
     takes it off when they come to the interface below, and it travels beside them."""
     parts = below(links, link) if link.kind not in (None, "vlan") else []
