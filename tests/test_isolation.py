@@ -445,7 +445,9 @@ def test_a_driver_is_that_of_the_interface_of_this_network_namespace(xdp, monkey
 
 
 @pytest.mark.parametrize("driver, kind, kernel, lacking", [
-    ("igb", None, (5, 10), None), ("ena", None, (6, 18), "ena"), ("mlx4_core", None, (6, 18), "mlx4_core"),
+    ("igb", None, (5, 10), None), ("mvpp2", None, (6, 18), "mvpp2"),
+    ("mlx5_core", None, (5, 15), "mlx5_core before Linux 5.18"), ("mlx5_core", None, (5, 18), None),
+    ("ena", None, (6, 18), "ena"), ("mlx4_core", None, (6, 18), "mlx4_core"),
     ("brand_new", None, (7, 0), "brand_new"), ("bnxt_en", None, (6, 1), "bnxt_en before Linux 6.12"),
     ("bnxt_en", None, (6, 12), None), (None, "veth", (5, 10), None), (None, "tun", (6, 14), "tun before Linux 6.15"),
     (None, "tun", (6, 15), None)])

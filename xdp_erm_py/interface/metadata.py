@@ -8,11 +8,11 @@ from . import spread, topology
 
 #: Drivers that are known to hand a native program's metadata on with the frame, and since which Linux; (0, 0): any that
 #: xdp-erm runs on. Their sources say so: they let a program have metadata (the last argument of xdp_prepare_buff()) and
-#: give it to the frame that it has passed (skb_metadata_set()). mlx4 does the former only, and the mark is lost.
+#: give it to the frame that it has passed (skb_metadata_set()). mlx4 does the former only, and the mark is lost. mvpp2
+#: has it since Linux 6.15, but passed frames on as if a program had taken nothing off them until far later.
 _DRIVERS: dict[str, tuple[int, int]] = {
-    "bnxt_en": (6, 12), "fbnic": (6, 18), "fsl_dpaa": (6, 12), "i40e": (0, 0), "ice": (0, 0), "igb": (0, 0),
-    "igc": (0, 0), "ixgbe": (0, 0), "ixgbevf": (0, 0), "mlx5_core": (0, 0), "mvpp2": (0, 0), "nfp": (0, 0),
-    "virtio_net": (0, 0),
+    "bnxt_en": (6, 12), "fbnic": (6, 18), "fsl_dpa": (6, 12), "i40e": (0, 0), "ice": (0, 0), "igb": (0, 0),
+    "igc": (0, 0), "ixgbe": (0, 0), "ixgbevf": (0, 0), "mlx5_core": (5, 18), "nfp": (0, 0), "virtio_net": (0, 0),
 }
 #: Kinds of virtual interfaces with native XDP that have not always had it. Others have it, or no native XDP.
 _KINDS: dict[str, tuple[int, int]] = {"tun": (6, 15)}
