@@ -88,6 +88,6 @@ def run(directory: Path, quick: bool) -> list[Row]:
     rows = [Row(GROUP, f"the whole way, {name}", "ns", measured[name], way.note) for name, way in ways().items()]
     for name, way in ways().items():
         if way.isolated or name == "strip":
-            ratios = [value / least for value, least in zip(measured[name], measured[BARE])]
-            rows.append(Row(GROUP, f"{name}, times the bare strip", "", ratios))
+            shares = [100 * value / least for value, least in zip(measured[name], measured[BARE])]
+            rows.append(Row(GROUP, f"{name}, of the bare strip's way", "%", shares))
     return rows
