@@ -107,8 +107,12 @@ event zeek_init() &priority=-10
 	if ( in_use == NONE )
 		return;
 
-	# Whatever the number of the switch's session is, which is the source port, the switch is the originator.
-	for ( p in ports )
+	# Zeek's own analyzers, on the ports that XDP was told of. It has none for TZSP, and needs no port for GRE and ERSPAN.
+	PacketAnalyzer::register_for_ports(PacketAnalyzer::ANALYZER_UDP, PacketAnalyzer::ANALYZER_VXLAN, vxlan_ports);
+	PacketAnalyzer::register_for_ports(PacketAnalyzer::ANALYZER_UDP, PacketAnalyzer::ANALYZER_GENEVE, geneve_ports);
+
+	# Whatever the source port is, which ERM's session has for a number, the switch is the originator.
+	for ( p in ports | vxlan_ports | geneve_ports )
 		add likely_server_ports[p];
 
 	local analyzer = in_use == SKIP ? PacketAnalyzer::ANALYZER_SKIP : PacketAnalyzer::ANALYZER_GENEVE;

@@ -19,8 +19,15 @@ export {
 	## Policy hook of ``xdp_erm_sessions.log``.
 	global log_policy_sessions: Log::PolicyHook;
 
-	## The UDP ports that carry ERM: the same as configured for the XDP program.
+	## The UDP ports that carry ERM, VXLAN, Geneve and TZSP from the switches: the same as configured for the XDP program,
+	## none where it does not take them off.
 	const ports: set[port] = { 7932/udp } &redef;
+	const vxlan_ports: set[port] = {} &redef;
+	const geneve_ports: set[port] = {} &redef;
+	const tzsp_ports: set[port] = {} &redef;
+
+	## Whether the XDP program takes off GRE or ERSPAN.
+	const gre = F &redef;
 
 	## The form of the events below. A report of another version is refused. Another counter is no other form.
 	const protocol_version = 2;

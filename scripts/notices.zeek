@@ -7,7 +7,7 @@ module XDP_ERM;
 
 export {
 	redef enum Notice::Type += {
-		## ERM reaches Zeek with its wrapping on although the XDP program is attached to the interface.
+		## What the XDP program takes off reaches Zeek with its wrapping on although it is attached to the interface.
 		Undecapsulated,
 		## An XDP program that was attached is not there any more.
 		Program_Detached,
@@ -64,8 +64,10 @@ export {
 # The names by which interfaces are reported, by their alternative ones.
 global reported_names: table[string, string] of string &write_expire=1day;
 
-# A node saw a flow of ERM datagrams that begins `start`, on the interface `iface` of `host`.
-global undecapsulated: event(start: time, host: string, iface: string, id: conn_id);
+# A node saw, on the interface `iface` of `host`, what the XDP program takes off: a flow `id` that begins `start`. `session`
+# is its number where it stands in the flow's ports, else 0.
+global undecapsulated: event(start: time, host: string, iface: string, encapsulation: string, session: count,
+                             id: conn_id);
 
 function publisher_silent(reporting: table[string, string] of time, host: string, iface: string): interval
 	{
@@ -264,7 +266,7 @@ hook program_detached(ts: time, host: string, interface: string, present: bool)
 	                    $identifier=cat(host, interface), $suppress_for=suppression));
 	}
 
-event undecapsulated(start: time, host: string, iface: string, id: conn_id)
+event undecapsulated(start: time, host: string, iface: string, encapsulation: string, session: count, id: conn_id)
 	{
 	if ( [host, iface] in reported_names )
 		iface = reported_names[host, iface];
@@ -274,22 +276,49 @@ event undecapsulated(start: time, host: string, iface: string, id: conn_id)
 		return;
 
 	NOTICE(Notice::Info($note=Undecapsulated, $id=id,
-	                    $msg=fmt("ERM of switch %s, session %d, reaches Zeek undecapsulated although XDP is attached " +
-	                             "to %s of %s: see which counters \"xdp-erm stats %s\" shows growing there " +
-	                             "(fragments, foreign addresses, another port, more levels)",
-	                             id$orig_h, port_to_count(id$orig_p), iface, host, iface),
-	                    $identifier=cat(host, iface, id$orig_h, id$orig_p), $suppress_for=suppression));
+	                    $msg=fmt("%s of switch %s%s reaches Zeek undecapsulated although XDP is attached to %s of %s: see " +
+	                             "which counters \"xdp-erm stats %s\" shows growing there (fragments, foreign addresses, " +
+	                             "another port, more levels)",
+	                             encapsulation, id$orig_h, session > 0 ? fmt(", session %d,", session) : "",
+	                             iface, host, iface),
+	                    $identifier=cat(host, iface, encapsulation, id$orig_h, session), $suppress_for=suppression));
 	}
 
-event new_connection(c: connection)
+# What is known to come undecapsulated, so that not every flow of it is told.
+global known_undecapsulated: set[string, addr, count] &create_expire=1min;
+
+function tell_undecapsulated(c: connection, encapsulation: string, session: count, id: conn_id)
 	{
-	if ( c$id$resp_p !in ports || ! reading_live_traffic() )
+	if ( [encapsulation, id$orig_h, session] in known_undecapsulated )
 		return;
+
+	add known_undecapsulated[encapsulation, id$orig_h, session];
 
 	# "af_packet::eth0" and "eth0" are the same interface.
 	local iface = sub(packet_source()$path, /^.*::/, "");
 	if ( Cluster::is_enabled() )
-		Cluster::publish(Cluster::manager_topic, undecapsulated, c$start_time, gethostname(), iface, c$id);
+		Cluster::publish(Cluster::manager_topic, undecapsulated, c$start_time, gethostname(), iface, encapsulation,
+		                 session, id);
 	else
-		event undecapsulated(c$start_time, gethostname(), iface, c$id);
+		event undecapsulated(c$start_time, gethostname(), iface, encapsulation, session, id);
+	}
+
+event new_connection(c: connection)
+	{
+	if ( ! reading_live_traffic() )
+		return;
+
+	local id = c$id;
+	if ( id$resp_p in ports )
+		tell_undecapsulated(c, "ERM", port_to_count(id$orig_p), id);
+	else if ( id$resp_p in tzsp_ports )
+		tell_undecapsulated(c, "TZSP", port_to_count(id$orig_p), id);
+	else if ( id$resp_p in vxlan_ports )
+		tell_undecapsulated(c, "VXLAN", 0, id);
+	else if ( id$resp_p in geneve_ports )
+		tell_undecapsulated(c, "Geneve", 0, id);
+
+	# GRE has no flow of its own, only flows within it.
+	if ( gre && c?$tunnel && |c$tunnel| > 0 && c$tunnel[0]$tunnel_type == Tunnel::GRE )
+		tell_undecapsulated(c, "GRE or ERSPAN", 0, c$tunnel[0]$cid);
 	}

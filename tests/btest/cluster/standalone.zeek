@@ -8,7 +8,7 @@
 # @TEST-EXEC: btest-bg-wait 60
 # @TEST-EXEC: xdp-erm-columns < zeek/xdp_erm.log > reports
 # @TEST-EXEC: btest-diff reports
-# @TEST-EXEC: zeek-cut host interface source id packets bytes last_seen < zeek/xdp_erm_sessions.log | sort > sessions
+# @TEST-EXEC: zeek-cut host interface encapsulation source id packets bytes last_seen gaps reordered < zeek/xdp_erm_sessions.log | sort > sessions
 # @TEST-EXEC: btest-diff sessions
 # @TEST-EXEC: zeek-cut note msg sub src suppress_for < zeek/notice.log > notices
 # @TEST-EXEC: btest-diff notices

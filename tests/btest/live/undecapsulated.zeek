@@ -6,7 +6,7 @@
 # @TEST-REQUIRES: zeek -N Zeek::AF_Packet
 #
 # @TEST-EXEC: make-trace mirrored mirrored.pcap
-# @TEST-EXEC: timeout 120 unshare --net sh ./sensor.sh %INPUT
+# @TEST-EXEC: timeout 120 unshare --net --pid --fork --kill-child --mount-proc sh ./sensor.sh %INPUT
 # @TEST-EXEC: zeek-cut note msg < notice.log | sed "s/ of $(hostname):/ of HOST:/" > notices
 # @TEST-EXEC: btest-diff notices
 # @TEST-EXEC: zeek-cut id.orig_h id.resp_h id.resp_p orig_pkts < conn.log | sort > flows
@@ -29,7 +29,7 @@ event XDP_ERM::log_xdp_erm(rec: XDP_ERM::Info)
 	}
 
 # @TEST-START-FILE sensor.sh
-# In a network namespace of its own, which goes with this shell's processes.
+# In namespaces of its own, which go with this shell.
 set -e
 ip link set lo up
 ip link add erm0 type veth peer name erm1

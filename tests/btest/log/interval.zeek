@@ -4,7 +4,7 @@
 # @TEST-EXEC: zeek $XDP_ERM %INPUT
 # @TEST-EXEC: zeek-cut ts host interface mode ts_delta decapsulated.packets decapsulated.bytes nested_refused.packets sessions decapsulated_share host_drops queue_drops < xdp_erm.log | sort -n > reports
 # @TEST-EXEC: btest-diff reports
-# @TEST-EXEC: zeek-cut ts host interface source id packets bytes last_seen < xdp_erm_sessions.log | sort > sessions
+# @TEST-EXEC: zeek-cut ts host interface encapsulation source id packets bytes last_seen gaps reordered < xdp_erm_sessions.log | sort > sessions
 # @TEST-EXEC: btest-diff sessions
 
 redef exit_only_after_terminate = T;
@@ -19,8 +19,16 @@ function report(iface: string, packets: count, sources: vector of addr, drops: b
 	++number;
 	local sessions: vector of XDP_ERM::Session;
 	for ( _, source in sources )
-		sessions += XDP_ERM::Session($encapsulation="erm", $source=source, $id=5, $packets=packets, $bytes=10 * packets,
-		                             $last_seen=double_to_time(number + 0.0));
+		{
+		local session = XDP_ERM::Session($source=source, $encapsulation="erspan", $id=5, $packets=packets,
+		                                 $bytes=10 * packets, $last_seen=double_to_time(number + 0.0));
+		if ( source == 192.0.2.2 )
+			{
+			session$gaps = 2;
+			session$reordered = number;
+			}
+		sessions += session;
+		}
 
 	local m = XDP_ERM::Report($version=XDP_ERM::protocol_version, $sequence=number, $ts=double_to_time(number + 0.0),
 	                          $host="sensor", $interface=iface, $mode="native", $attached_at=double_to_time(0.0),
