@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -92,7 +93,16 @@ def test_one_that_stops_running_it(driver, cable):
     with Links() as links:
         found = ours.find(links, SENSOR)
         assert running.told(found, 240) == NOT_RUN.format(240)
-    assert loader.attach(SENSOR, DEFAULT)[-1].startswith(f"{SENSOR}: warning: the driver does not run the program")
+    native = dataclasses.replace(DEFAULT, mode="native")
+    assert loader.attach(SENSOR, native)[-1].startswith(f"{SENSOR}: warning: the driver does not run the program")
+    # Where it may, the next attach takes the mode that needs nothing of the driver.
+    assert any(line.startswith(f"{SENSOR}: the driver does not run the program in native mode: it has seen none of the "
+                               "last ") and line.endswith("packets: using generic mode, which is slower")
+               for line in loader.attach(SENSOR, DEFAULT))
+    driver.each_time = 0
+    assert stats.snapshot(SENSOR)[0]["mode"] == "generic"
+    assert loader.attach(SENSOR, DEFAULT) == [f"{SENSOR}: already attached (generic, program "
+                                              f"{stats.snapshot(SENSOR)[0]['program_id']})"]
 
 
 def test_packets_that_no_program_sees_are_no_alarm_while_it_sees_others(driver, cable):

@@ -586,7 +586,8 @@ def _lost(interface: dict[str, Any] | None) -> str | None:
     """What an interface on which xdp-erm was attached has lost since: the program, the filter beside it, or its use."""
     if interface is None:
         return "attached"
-    if interface.get("unmarked") or interface.get("scattered"):
+    if interface.get("unmarked") or interface.get("scattered") or (
+            interface.get("unseen") and (interface["config"]["mode"], interface["mode"]) == ("auto", "native")):
         return "decapsulating"  # in native mode; it changes to generic
     if interface.get("outdated"):
         return f"attached as it has to be ({interface['outdated']})"

@@ -181,6 +181,11 @@ def _mode(links: Links, link: Link, current: Attachment | None, config: Interfac
     scattered = stats.scattered(current) if current else 0
     if scattered and config.mode == "auto":
         return "generic", f"the driver has the headers of {scattered} frames in several pieces of memory"
+    if current and current.mode == "native" and config.mode == "auto":
+        missed = running.unseen(links, current, _PATIENCE)
+        if missed:
+            return "generic", (f"{running.not_run(current)} in native mode: it has seen none of the last {missed} "
+                               "packets")
     if not config.isolate or config.mode == "generic":
         return config.mode, None
     lacking = metadata.lacking(links, link)

@@ -86,9 +86,14 @@ def told(attachment: Attachment, missed: int) -> str:
     if attachment.mode == "generic":
         return (f"the program is not run: it has seen none of the last {missed} packets: `xdp-erm detach {name}`, then "
                 "attach to the interface that they come in on")
+    return (f"{not_run(attachment)}: it has seen none of the last {missed} packets: `xdp-erm attach --mode generic "
+            f"{name}` works with every driver")
+
+
+def not_run(attachment: Attachment) -> str:
+    """What is so of a driver that does not run the program."""
     driver = sysfs.driver(attachment.link)
-    return (f"the driver{f' ({driver})' if driver else ''} does not run the program: it has seen none of the last "
-            f"{missed} packets: `xdp-erm attach --mode generic {name}` works with every driver")
+    return f"the driver{f' ({driver})' if driver else ''} does not run the program"
 
 
 def _seen(attachment: Attachment) -> int:
