@@ -97,7 +97,7 @@ def arranged(config: InterfaceConfig | str | None) -> Iterator[Cable]:
         with cable.sensor.entered():
             if config == BARE:
                 with bare.loaded() as program, Links() as links:
-                    nic.prepare(links, [links.find(SENSOR_INTERFACE)], False, lambda _: None)
+                    nic.prepare(links, [links.find(SENSOR_INTERFACE)], 0, False, lambda _: None)
                     links.attach(links.find(SENSOR_INTERFACE), program, "native")
             elif isinstance(config, InterfaceConfig):
                 loader.attach(SENSOR_INTERFACE, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -20,7 +21,7 @@ import foreign
 import pytest
 from pyroute2 import IPRoute
 
-from xdp_erm_py import lab, shared
+from xdp_erm_py import doctor, lab, shared
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import journal, loader, nic, ours, stats
 from xdp_erm_py.kernel import bpf
@@ -277,6 +278,22 @@ def test_a_small_mtu_is_set_and_comes_back(cable):
     assert link().mtu == 1554
     assert f"{SENSOR}: MTU is 1500 again" in loader.detach(SENSOR)
     assert link().mtu == 1500
+
+
+@pytest.mark.parametrize("config, mtu", [
+    (InterfaceConfig(encapsulations=("erm", "vxlan")), 1554), (InterfaceConfig(encapsulations=("geneve",)), 1806),
+    (InterfaceConfig(encapsulations=("erm", "vxlan"), sources=("192.0.2.0/24", "2001:db8::/32")), 1574),
+    (InterfaceConfig(encapsulations=("erspan",)), 1566)], ids=["VXLAN", "GENEVE", "VXLAN over IPv6", "ERSPAN"])
+def test_an_mtu_is_small_for_what_is_to_come(cable, config, mtu):
+    set_mtu(mtu - 1)
+    raised = loader.attach(SENSOR, dataclasses.replace(config, set_mtu=True))
+    assert f"{SENSOR}: set MTU to {mtu} (was {mtu - 1})" in raised
+    loader.detach(SENSOR)
+    assert [line for line in loader.attach(SENSOR, config) if "MTU" in line] == [
+        f"{SENSOR}: warning: MTU is {mtu - 1}; full-size mirrored frames need {mtu}: use --set-mtu or `ip link set dev "
+        f"{SENSOR} mtu {mtu}`"]
+    said, = (each.text for each in doctor.examine([SENSOR]) if each.check == "mtu")
+    assert f"MTU is {mtu - 1}, and full-size mirrored frames need {mtu}: " in said
 
 
 def test_a_small_mtu_can_be_set_later(cable):

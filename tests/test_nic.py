@@ -167,7 +167,7 @@ NIC = Link("eth9", 9, "", 1554, None, None)
 def test_the_hash_stays_unless_steering_goes_by_it(driver):
     kept = Kept()
     with Links() as links:
-        assert nic.prepare(links, [NIC], False, kept) == nic.settle([NIC], kept) == []
+        assert nic.prepare(links, [NIC], 1554, False, kept) == nic.settle([NIC], kept) == []
     assert nic.steer([NIC], (), {}, kept) == []
     assert driver["rx-hashing"].on and not kept.changes
     assert nic.steer([NIC], (0, 1), {}, kept) == [

@@ -20,7 +20,7 @@ from .kernel import privileges
 from .kernel.links import Link, Links
 from .modules import PACKAGES
 from .printable import printable, say
-from .program import compiler
+from .program import compiler, encapsulations
 from .program.counters import COUNTERS
 from .publish import lock
 from .publish.publisher import KEEP_SECONDS
@@ -267,7 +267,8 @@ def _sysctl(name: str) -> str | None:
 
 
 def mtu(patient: Patient) -> Iterator[Result]:
-    least = nic.FULL_FRAME_MTU
+    least = encapsulations.least_mtu(patient.settings["encapsulations"],
+                                     patient.settings["sources"] + patient.settings["targets"])
     with Links() as links:
         stack = topology.stack(links, patient.link)
     outdated = patient.attached.outdated if patient.attached else None

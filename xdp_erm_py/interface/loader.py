@@ -14,6 +14,7 @@ from ..kernel import bpf
 from ..kernel.links import Link, Links
 from ..kernel.netlink import Refused
 from ..kernel.privileges import require_to_change
+from ..program import encapsulations
 from ..settings import InterfaceConfig
 from . import isolation, metadata, nic, running, spread, stats, topology
 from .journal import Journal, exclusive
@@ -98,7 +99,8 @@ class _Attaching:
     def change(self) -> None:
         """The NIC, the filter, the program, in this order."""
         links, link, state = self._links, self._link, self._state
-        self.said += nic.prepare(links, topology.stack(links, link), self._config.set_mtu, self._intend)
+        least_mtu = encapsulations.least_mtu(self._config.encapsulations, self._config.sources + self._config.targets)
+        self.said += nic.prepare(links, topology.stack(links, link), least_mtu, self._config.set_mtu, self._intend)
         state["nic"] = nic.merged(state["nic"], self._changes)
         state["channels"], state["mtu"] = nic.channels(link), links.find(link.name).mtu
         if self._taken:  # before there is anything to keep out

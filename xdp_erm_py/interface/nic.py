@@ -19,9 +19,6 @@ from ..kernel import ethtool, rps, sysfs
 from ..kernel.ethtool import Feature
 from ..kernel.links import Link, Links, gone
 
-#: A full-size mirrored frame (1514 bytes) in ERM, UDP and IPv4, as an MTU: without the outer Ethernet header.
-FULL_FRAME_MTU = 1514 + 12 + 8 + 20
-
 #: Receive features, as ethtool -k has them, that are wrong with decapsulation, and what each of them does to it.
 FEATURES = {
     "rx-gro": "merges mirrored segments into frames that never were on the wire",
@@ -45,21 +42,21 @@ TOLERATED = ("rx-checksum",)
 Intend = Callable[[dict[str, Any]], None]
 
 
-def prepare(links: Links, stack: list[Link], set_mtu: bool, intend: Intend) -> list[str]:
-    """Before attaching to the first of `stack`, which the others are below: the MTU, and the features that keep drivers
-    from taking XDP.
+def prepare(links: Links, stack: list[Link], least_mtu: int, set_mtu: bool, intend: Intend) -> list[str]:
+    """Before attaching to the first of `stack`, which the others are below: the MTU, which is to be `least_mtu` or
+    more, and the features that keep drivers from taking XDP.
 
     Returns a line for each thing done or left to do.
     """
     said = []
     for link, intend_here in reversed(_each(stack, intend)):  # a VLAN's MTU is no larger than that of what it stands on
-        if link.mtu < FULL_FRAME_MTU and set_mtu:
-            intend_here({"mtu": [link.mtu, FULL_FRAME_MTU]})
-            links.set_mtu(link, FULL_FRAME_MTU)
-            said.append(f"{link.name}: set MTU to {FULL_FRAME_MTU} (was {link.mtu})")
-        elif link.mtu < FULL_FRAME_MTU:
-            said.append(f"{link.name}: warning: MTU is {link.mtu}; full-size mirrored frames need {FULL_FRAME_MTU}: "
-                        f"use --set-mtu or `ip link set dev {link.name} mtu {FULL_FRAME_MTU}`")
+        if link.mtu < least_mtu and set_mtu:
+            intend_here({"mtu": [link.mtu, least_mtu]})
+            links.set_mtu(link, least_mtu)
+            said.append(f"{link.name}: set MTU to {least_mtu} (was {link.mtu})")
+        elif link.mtu < least_mtu:
+            said.append(f"{link.name}: warning: MTU is {link.mtu}; full-size mirrored frames need {least_mtu}: use "
+                        f"--set-mtu or `ip link set dev {link.name} mtu {least_mtu}`")
         turned_off, _ = _turn_off(link, FEATURES, intend_here)
         if turned_off:
             said.append(f"{link.name}: turned off {', '.join(turned_off)}")

@@ -8,12 +8,13 @@ field is in network byte order. Formats: HP ERM as measured on ArubaOS-Switch; d
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .. import shared
 
 MAC_PAIR_LEN = 12
+_IPV6_MORE = 20  # bytes of an IPv6 header, above those of an IPv4 header
 ETHERTYPE_IPV4 = 0x0800
 ETHERTYPE_IPV6 = 0x86DD
 ETHERTYPE_8021Q = 0x8100
@@ -247,6 +248,8 @@ ENCAPSULATIONS = {each.name: each for each in (
 )}
 
 
-def least_mtu(names: tuple[str, ...]) -> int:
-    """The MTU that a full-size mirrored frame needs in any of these encapsulations."""
-    return 1500 + max(ENCAPSULATIONS[name].overhead for name in names)
+def least_mtu(names: Iterable[str], addresses: Iterable[str]) -> int:
+    """The MTU that a full-size mirrored frame needs in any of these encapsulations, between these addresses."""
+    found = [ENCAPSULATIONS[name] for name in names]
+    is_ipv6 = any(":" in address for address in addresses)
+    return 1500 + max(each.overhead + (_IPV6_MORE if each.ipv6 and is_ipv6 else 0) for each in found)
