@@ -55,6 +55,9 @@ enum encapsulation {
 /* "ERM1": the XDP metadata of a decapsulated frame, by which bpf/isolate.c knows it. */
 #define MARK 1163021617
 
+/* Stands for the kernel's function bpf_xdp_pull_data until the program is loaded: no helper has this number. */
+#define CALL_PULL_DATA 1886727276
+
 /*
  * Each packet gets exactly one verdict. Only `decapsulated` changes the packet; with every other one it goes on
  * exactly as it came.

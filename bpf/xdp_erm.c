@@ -24,6 +24,7 @@
  *	CONFIG_CPUS		CPUs that the machine can have, where CONFIG_LANES is defined
  *	CONFIG_SPREAD_PORTS	defined where ports count in that
  *	CONFIG_FRAGS		defined where a frame may be longer than the memory in one piece that it begins in
+ *	CONFIG_PULL		defined where the kernel can put headers that lie in several pieces into the first
  */
 #define BPF_LICENSE Dual BSD/GPL
 
@@ -870,14 +871,30 @@ static __always_inline bool is_scattered(struct xdp_md *ctx, long bytes)
 }
 #endif
 
+#ifdef CONFIG_PULL
+static int (*const pull_data)(struct xdp_md *ctx, u32 length) = (void *)CALL_PULL_DATA;
+
+/* Moves what is left of the headers into the first piece. Where that cannot be, they stay where they are. */
+static __always_inline void pull_headers(struct xdp_md *ctx, long bytes)
+{
+	if (is_scattered(ctx, bytes))
+		pull_data(ctx, bytes < SHORT_PIECE ? bytes : SHORT_PIECE);
+}
+#else
+static __always_inline void pull_headers(struct xdp_md *ctx, long bytes)
+{
+}
+#endif
+
 int xdp_erm(struct xdp_md *ctx)
 {
 	long bytes = frame_length(ctx);
 	struct outcome outcome = {};
 	int action = XDP_PASS;
 
+	pull_headers(ctx, bytes);
 	decapsulate(ctx, bytes, &outcome);
-	/* What is not in the first piece cannot be cut off: no helper reaches there. */
+	/* What is not in the first piece can neither be read in place nor be cut off. */
 	if (outcome.verdict == VERDICT_TRUNCATED && is_scattered(ctx, bytes))
 		outcome.verdict = VERDICT_FAILED;
 	if (outcome.verdict == VERDICT_DECAPSULATED) {

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from frames import ELSEWHERE, ERM, ETHER, INNER, MACS, PING, SENSOR, SESSION, SWITCH, ip, udp, wrap
-from program import XDP_PASS, Counted, Program
+from program import XDP_PASS, Counted, Program, mark
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
@@ -23,11 +23,11 @@ from scapy.packet import Packet, Padding, Raw
 
 from xdp_erm_py import shared
 from xdp_erm_py.interface import stats
-from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel import bpf, btf
 from xdp_erm_py.kernel.bpf import descriptor
 from xdp_erm_py.program import compiler
 from xdp_erm_py.program.compiler import MOST_COMPARED, Variant
-from xdp_erm_py.program.module import Module
+from xdp_erm_py.program.module import PULL_DATA, Module
 from xdp_erm_py.program.reference import Session
 from xdp_erm_py.settings import InterfaceConfig
 
@@ -506,6 +506,30 @@ def test_a_first_piece_of_any_length(in_pieces, first):
     expected = "decapsulated" if first >= wrapping + len(MACS) else "failed"
     assert {name: number for name, number in counted.items() if number} == {expected: 1}
     assert (result, left) == (XDP_PASS, sent[wrapping:] if expected == "decapsulated" else sent)
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_headers_in_several_pieces_are_put_into_the_first(in_pieces, isolate):
+    """Since Linux 6.18, which this test needs in any case. Then the frame is as if it had been in one piece."""
+    sent = bytes(wrap(LONG))
+    with Program(InterfaceConfig(vlan="strip", isolate=isolate), variant=Variant(frags=True, pull=True)) as loaded:
+        for first in [*range(14, 100), 255, 256, 257, len(sent) - 1]:
+            before = loaded.counters()["decapsulated"].packets
+            result, left = bpf.test_run(loaded.fd, sent, linear=first)
+            frame = sent[len(sent) - len(LONG):]
+            assert (result, left) == (XDP_PASS, (mark(frame) if isolate else b"") + frame)
+            assert loaded.counters()["decapsulated"].packets == before + 1
+
+
+def test_a_kernel_without_such_a_function(monkeypatch, tmp_path):
+    assert btf.function_id("bpf_xdp_pull_nothing") is None
+    monkeypatch.setattr(btf, "_TYPES", tmp_path / "vmlinux")
+    assert btf.function_id.__wrapped__(PULL_DATA) is None
+    monkeypatch.setattr(btf, "function_id", lambda _: None)
+    with Module(compiler.compiled(compiler.source(compiler.SOURCE),
+                                  compiler.flags(InterfaceConfig(), Variant(frags=True, pull=True)))) as module, \
+            pytest.raises(OSError, match="this kernel has no bpf_xdp_pull_data"):
+        module.load_xdp(compiler.PROGRAM, frags=True)
 
 
 @pytest.mark.parametrize("first", [100, 200])

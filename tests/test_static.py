@@ -47,8 +47,8 @@ def test_python(checker, arguments):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("variant", [Variant(), Variant(frags=True), Variant((0,)), Variant((0,), True)],
-                         ids=["plain", "frags", "cpumap", "cpumap and frags"])
+@pytest.mark.parametrize("variant", [Variant(), Variant(frags=True), Variant(frags=True, pull=True), Variant((0,)),
+                                     Variant((0,), True)], ids=["plain", "frags", "pull", "cpumap", "cpumap and frags"])
 @pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_c(xdp, config, variant):
     with Compiled(config, variant, WARNINGS):

@@ -13,9 +13,10 @@ import resource
 from typing import Any
 
 from ..errors import XdpErmError
-from ..kernel import bpf
+from ..kernel import bpf, btf
 from ..kernel.links import Link
 from ..program import compiler
+from ..program.module import PULL_DATA
 from ..settings import InterfaceConfig
 from . import spread
 from .ours import STATE_MAP, Attachment, write_state
@@ -44,7 +45,8 @@ class Candidate:
 
     @property
     def variant(self) -> compiler.Variant:
-        return compiler.Variant(self.plan.lanes, self.frags)
+        can_pull = self.frags and btf.function_id(PULL_DATA) is not None
+        return compiler.Variant(self.plan.lanes, self.frags, can_pull)
 
     @functools.cached_property
     def state(self) -> dict[str, Any]:

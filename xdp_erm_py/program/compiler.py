@@ -41,6 +41,8 @@ class Variant(NamedTuple):
     """That it hands decapsulated frames to."""
     frags: bool = False
     """Whether it takes frames that lie in several pieces of memory, as jumbo frames do."""
+    pull: bool = False
+    """Whether it has the kernel put headers that lie in several into one (Linux 6.18)."""
 
 
 #: Frames stay on the CPU they came to, and each lies in one piece.
@@ -79,6 +81,8 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
             defines.append("CONFIG_SPREAD_PORTS")
     if variant.frags:
         defines.append("CONFIG_FRAGS")
+    if variant.pull:
+        defines.append("CONFIG_PULL")
     return ["-D" + define for define in defines]
 
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..kernel import bpf
+from .. import shared
+from ..kernel import bpf, btf
+
+# BPF_JMP | BPF_CALL, and what the source register says of a function of the kernel's (uapi linux/bpf.h).
+_CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
+
+#: The kernel's function that puts the beginning of a frame into its first piece (Linux 6.18).
+PULL_DATA = "bpf_xdp_pull_data"
+#: Such functions, which the compiler does not know, by what stands for them.
+_KERNEL_FUNCTIONS = {shared.CALL_PULL_DATA: PULL_DATA}
 
 
 class Function(NamedTuple):
@@ -71,4 +81,11 @@ class Module:
         instructions = bytearray(function.instructions)
         for place, map_ in function.maps:
             struct.pack_into("=i", instructions, place * 8 + 4, carried.get(map_, self.maps[map_]))
+        for place in range(0, len(instructions), 8):
+            code, _, _, number = struct.unpack_from("=BBhi", instructions, place)
+            if code == _CALL and number in _KERNEL_FUNCTIONS:
+                function_id = btf.function_id(_KERNEL_FUNCTIONS[number])
+                if function_id is None:
+                    raise OSError(errno.ENOTSUP, f"this kernel has no {_KERNEL_FUNCTIONS[number]}")
+                struct.pack_into("=BBhi", instructions, place, _CALL, _PSEUDO_KFUNC_CALL << 4, 0, function_id)
         return bytes(instructions)
