@@ -5,6 +5,7 @@
 # make nightly   run all tests, then fuzz, soak and bench
 # make fuzz      compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
 # make soak      all faults at random under traffic, with exact books (root); SOAK="--minutes 10 --seed 1"
+# make nics      try drivers of real NICs in emulated machines (root, hours without KVM); NICS="vmxnet3 igb" KERNELS=6.12
 # make bench     measure costs, gains and alternatives (root); BENCH="--quick --only cost balance --json FILE --plot FILE"
 # make install   put xdp-erm and its man page below /usr/local; PREFIX=, DESTDIR=
 # make docs      make anew what the documentation has from the code: tables and the man page
@@ -30,7 +31,7 @@ IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$(ZEEK)/bin:/usr/sbin:/usr/bin:/sbin:/bin
 PYTEST := $(IN_VENV) -m pytest --numprocesses=2 --dist=loadgroup
 TEST :=
 
-.PHONY: demo check test nightly fuzz soak bench install docs pictures runtime clean
+.PHONY: demo check test nightly fuzz soak nics bench install docs pictures runtime clean
 
 demo: runtime
 	bin/xdp-erm lab
@@ -50,6 +51,10 @@ fuzz: $(VENV)/ready
 
 soak: $(VENV)/ready
 	PYTHONPATH=tests $(IN_VENV) -m soak $(SOAK)
+
+nics: $(VENV)/ready
+	@tools/apt-install debootstrap debian-archive-keyring e2fsprogs iproute2
+	PYTHONPATH=.:tests $(IN_VENV) -m nics $(if $(NICS),--nics $(NICS)) $(if $(KERNELS),--kernels $(KERNELS))
 
 bench:
 	@tools/apt-install $(RUNTIME_PACKAGES) $(BENCH_PACKAGES)

@@ -1,0 +1,1 @@
+"""xdp-erm on drivers of real NICs, which QEMU emulates, in guests with the kernels of distributions (`make nics`)."""
