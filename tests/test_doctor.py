@@ -151,7 +151,7 @@ def test_interface(cable):
 
 
 def test_address(cable):
-    says("address", WARNING, "it has no IPv4 address", "ARP")
+    says("address", WARNING, "it has no address", "ARP")
     shell(f"ip address add 192.0.2.1/24 dev {SENSOR}")
     well("address", "192.0.2.1")
     config.DEFAULT_PATH.write_text(f"interfaces: {{{SENSOR}: {{targets: [192.0.2.9]}}}}")

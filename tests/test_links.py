@@ -79,9 +79,10 @@ def test_what_an_interface_counts(cable):
 
 def test_addresses(cable):
     shell(f"ip address add 192.0.2.1/24 dev {SENSOR}; ip address add 198.51.100.1/32 dev {SENSOR}; "
-          "ip address add 127.0.0.2/8 dev lo")
+          f"ip address add 127.0.0.2/8 dev lo; sysctl -w net/ipv6/conf/{SENSOR}/disable_ipv6=0; "
+          f"ip address add 2001:db8::1/64 dev {SENSOR} nodad; ip address add fe80::7/64 dev {SENSOR} nodad")
     with Links() as links:
-        assert links.addresses(link()) == ["192.0.2.1", "198.51.100.1"]
+        assert links.addresses(link()) == ["192.0.2.1", "198.51.100.1", "2001:db8::1"]
 
 
 class Scripted:

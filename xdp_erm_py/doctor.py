@@ -234,7 +234,7 @@ def address(patient: Patient) -> Iterator[Result]:
                    for found in [links.addresses(link)] if found}
     addresses = [each for found in holders.values() for each in found]
     if not addresses:
-        yield Result(WARNING, "it has no IPv4 address: a switch suspends a mirror session when nobody answers its ARP "
+        yield Result(WARNING, "it has no address: a switch suspends a mirror session when nobody answers its ARP "
                               "requests, so give the interface the address that the session names")
     for link, found in holders.items():
         obstacle = _no_arp(link)
@@ -252,7 +252,7 @@ def _no_arp(link: Link) -> str | None:
     if not link.answers_arp:
         return f"ARP is off on it: `ip link set dev {link.name} arp on`"
     for where in (link.name, "all"):
-        ignored = f"net/ipv4/conf/{where}/arp_ignore"
+        ignored = f"net/ipv4/conf/{where}/arp_ignore"  # IPv6's neighbour discovery has no such thing
         if _sysctl(ignored) == "8":  # below that the interface's own addresses are answered for
             return f"the host answers no ARP requests: `sysctl -w {ignored}=0`"
     return None

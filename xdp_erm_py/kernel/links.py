@@ -22,7 +22,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_XDP = 1,
 _IFLA_LINKINFO, _IFLA_INFO_KIND = 18, 1
 _IFLA_STATS64, _IFLA_LINK_NETNSID = 23, 37
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
-_IFA_LOCAL = 2
+_IFA_ADDRESS, _IFA_LOCAL, _HOST_SCOPE = 1, 2, 254
 _IFLA_XDP_FD, _IFLA_XDP_FLAGS, _IFLA_XDP_EXPECTED_FD = 1, 3, 8
 _IFLA_XDP_PROGRAM_ID = {"native": 5, "generic": 6, "offload": 7}
 
@@ -116,11 +116,14 @@ class Links:
         raise gone(link.name)
 
     def addresses(self, link: Link) -> list[str]:
-        """Its IPv4 addresses."""
+        """Its addresses, IPv4's first; without those that every interface has for itself in IPv6."""
         found = []
-        for body in self._dump(_RTM_GETADDR, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)):
-            if _ADDRESS.unpack_from(body)[4] == link.index:
-                found.append(socket.inet_ntoa(attributes(body[_ADDRESS.size:])[_IFA_LOCAL]))
+        for family, kind, most in ((socket.AF_INET, _IFA_LOCAL, _HOST_SCOPE), (socket.AF_INET6, _IFA_ADDRESS, 0)):
+            for body in self._dump(_RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0)):
+                of, _, _, scope, index = _ADDRESS.unpack_from(body)
+                # A kernel without IPv6 answers with the addresses of all families.
+                if (of, index) == (family, link.index) and scope <= most:
+                    found.append(socket.inet_ntop(family, attributes(body[_ADDRESS.size:])[kind]))
         return found
 
     def set_mtu(self, link: Link, mtu: int) -> None:
