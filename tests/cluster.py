@@ -17,7 +17,7 @@ from xdp_erm_py.lab.cable import Cable
 from xdp_erm_py.lab.fanout import FlowKey, flow_key
 from xdp_erm_py.lab.traffic import Packet
 
-PATIENCE = 60  # seconds
+PATIENCE, REST = 60, 1.5  # seconds
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
 LOCAL_ZEEK = """
@@ -113,12 +113,23 @@ class Cluster:
 
     def mirror(self, packets: Iterable[Packet]) -> None:
         """Sends what the switch sends and waits until the workers, which must be running, have taken all of it in."""
-        before = self._taken_in()
+        before = self._taken_in_at_rest()
         sent = self.send(packets)
         deadline = time.monotonic() + PATIENCE
         while (taken := self._taken_in() - before) < sent:
             assert time.monotonic() < deadline, f"the workers have taken in {taken} of {sent} packets"
             time.sleep(0.1)
+
+    def _taken_in_at_rest(self) -> int:
+        """A worker that has just started may still have to take in what it heard before its socket was bound."""
+        last, since = self._taken_in(), time.monotonic()
+        deadline = since + PATIENCE
+        while time.monotonic() - since < REST:
+            assert time.monotonic() < deadline, "the workers go on taking in packets that nobody sent"
+            time.sleep(0.1)
+            if (now := self._taken_in()) != last:
+                last, since = now, time.monotonic()
+        return last
 
     def send(self, packets: Iterable[Packet]) -> int:
         """Sends at a pace that four workers on a small machine keep up with; returns how many."""
