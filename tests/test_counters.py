@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from xdp_erm_py import shared
-from xdp_erm_py.program.counters import BY_NAME, COUNTERS
+from xdp_erm_py.program.counters import COUNTERS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 #: What needs no cure: what the program is for, what is not for it, and what is welcome to be noted.
@@ -22,8 +22,3 @@ def test_it_has_what_the_program_counts():
 def test_each_has_a_column_of_the_log():
     info = (REPOSITORY / "scripts" / "main.zeek").read_text().partition("type Info: record {")[2].partition("};")[0]
     assert tuple(re.findall(r"(\w+): Counter &log", info)) == shared.COUNTERS
-
-
-def test_each_is_in_the_documentation():
-    readme = (REPOSITORY / "README.md").read_text()
-    assert not [name for name in BY_NAME if f"`{name}`" not in readme]

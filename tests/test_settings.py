@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from xdp_erm_py import settings
 from xdp_erm_py.settings import DEFAULTS, SETTINGS, InterfaceConfig
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def test_defaults_are_in_canonical_form():
@@ -22,7 +18,3 @@ def test_options_say_what_is_not_the_default():
         assert setting.option.startswith("--no-") == (DEFAULTS[name] is True), name
         assert setting.many == isinstance(DEFAULTS[name], list), name
     assert len({setting.option for setting in SETTINGS.values()}) == len(SETTINGS)
-
-
-def test_the_documentation_has_the_table():
-    assert f"\n{settings.reference()}\n" in (REPOSITORY / "README.md").read_text()

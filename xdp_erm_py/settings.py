@@ -209,10 +209,10 @@ class InterfaceConfig:
         "raise an MTU that a full-size mirrored frame does not fit, 1554 for ERM")
     isolate: bool = setting(
         True, _flag, "--no-isolate", "let the host's own network stack have the decapsulated frames, too",
-        "decapsulated frames are for packet taps (Zeek, tcpdump) only, see below")
+        "decapsulated frames are for packet taps (Zeek, tcpdump) only, see [Isolation](operate.md#isolation)")
     spread: str = setting(
         "none", _one_of(SPREADS), "--spread", "spread decapsulated frames over CPUs",
-        "over which CPUs decapsulated frames go on: `none`, `auto`, `cpumap` or `rps`, see Spread",
+        "over which CPUs decapsulated frames go on: `none`, `auto`, `cpumap` or `rps`, see [Spread](operate.md#spread)",
         "{none,auto,rps,cpumap}")
     spread_cpus: tuple[int, ...] = setting(
         (), _cpus, "--spread-cpus", "over these CPUs", "these CPUs, like `2-5,8`", "CPU[,CPU-CPU]", many=True,
