@@ -19,6 +19,7 @@ from pathlib import Path
 import filters
 import pytest
 from frames import ERM, ip, udp
+from program import overstate
 from pyroute2 import IPRoute
 from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -483,17 +484,17 @@ def test_a_driver_that_does_not_hand_on_the_mark_is_used_in_generic_mode(cable, 
         assert ours.find(links, SENSOR).state["why_generic"] is None
 
 
-def test_frames_that_cannot_be_marked_change_the_mode_at_the_next_attach(cable, monkeypatch):
+def test_frames_that_cannot_be_marked_change_the_mode_at_the_next_attach(cable):
     """Of a driver that is believed to be able to; but not against what is configured."""
-    counters = stats.counters
-    monkeypatch.setattr(stats, "counters", lambda each: {**counters(each), "unmarked": {"packets": 12, "bytes": 0}})
     native = InterfaceConfig(mode="native")
     loader.attach(SENSOR, native)
+    overstate(SENSOR, "unmarked", 12)
     loader.attach(SENSOR, native)
     assert stats.snapshot(SENSOR)[0]["mode"] == "native"
     loader.detach(SENSOR)
     loader.attach(SENSOR, InterfaceConfig())
     assert stats.snapshot(SENSOR)[0]["mode"] == "native"
+    overstate(SENSOR, "unmarked", 12)
     reason = "12 frames could not be marked for isolation in native mode, and stayed wrapped"
     for _ in range(2):
         said = loader.attach(SENSOR, InterfaceConfig())

@@ -18,6 +18,7 @@ import foreign
 import pytest
 from cluster import PATIENCE, Cluster, Flow, config_script, decapsulated, key_of, mirrored_flows, nodes, section, table
 from machine import ZEEK, Machine, copy_of_zeek, needs_zeek, package_repository, pid_within
+from program import overstate
 
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import Cable
@@ -194,6 +195,14 @@ def test_cron_mends_and_reports(stopped):
             f"to {after}), and is again:",
             f"127.0.0.1: {SENSOR}: swapped the program (native, program {cluster.status()[0]['program_id']})"]
     assert cluster.zeekctl("cron") == ""
+
+    with cluster.cable.sensor.entered():
+        overstate(SENSOR, "unmarked", 12)
+    said = cluster.zeekctl("cron").splitlines()
+    assert said[0] == f"127.0.0.1: {SENSOR}: xdp-erm was no longer decapsulating, and is again:"
+    assert f"127.0.0.1: {SENSOR}: 12 frames could not be marked for isolation in native mode, and stayed wrapped: " \
+        "using generic mode, which is slower" in said[1:]
+    assert (cluster.status()[0]["mode"], cluster.zeekctl("cron")) == ("generic", "")
 
     before = cluster.publisher()
     cluster.machine.run("kill", "-KILL", str(before))
