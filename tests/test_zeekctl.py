@@ -430,11 +430,13 @@ def test_settings_get_to_the_program_and_to_the_scripts(stopped):
     cluster.configure(nodes(xdp_erm_vlan="strip", xdp_erm_sessions="0", xdp_erm_isolate="0", pin_cpus="0"),
                       xdp_erm_spread="auto", xdp_erm_spread_queue="64", xdp_erm_spread_ports="1",
                       xdp_erm_port="7933, 7932 7934", xdp_erm_vlan="restore",
+                      xdp_erm_encapsulations="vxlan, erspan erm", xdp_erm_vxlan_port="8472 4789",
                       xdp_erm_sources="198.51.100.0/24", xdp_erm_interval="60",
                       xdp_erm_config="/run/it's here; touch x.yaml", xdp_erm_publish="0")
     cluster.zeekctl("deploy")
     assert cluster.status()[0]["config"] == {
-        "encapsulations": ["erm"], "port": [7932, 7933, 7934], "vxlan_port": [4789], "geneve_port": [6081],
+        "encapsulations": ["erm", "erspan", "vxlan"], "port": [7932, 7933, 7934], "vxlan_port": [4789, 8472],
+        "geneve_port": [6081],
         "tzsp_port": [37008], "vlan": "strip", "depth": 2, "mode": "auto", "sources": ["198.51.100.0/24"],
         "targets": [], "sessions": False, "set_mtu": False, "isolate": False, "spread": "auto", "spread_cpus": [],
         "spread_avoid": [0], "spread_queue": 64, "spread_ports": True}
@@ -443,6 +445,8 @@ def test_settings_get_to_the_program_and_to_the_scripts(stopped):
     assert config_script(cluster.prefix) == (
         "@ifdef ( XDP_ERM::ports )\n"
         "redef XDP_ERM::ports = { 7932/udp, 7933/udp, 7934/udp };\n"
+        "redef XDP_ERM::vxlan_ports = { 4789/udp, 8472/udp };\n"
+        "redef XDP_ERM::gre = T;\n"
         "redef XDP_ERM::websocket_port = 27758/tcp;\n"
         "redef XDP_ERM::publisher_silence = 180 secs;\n"
         "@endif")

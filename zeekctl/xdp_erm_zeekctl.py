@@ -27,7 +27,11 @@ HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "xdp-erm.pyz")
 OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("attach", True, "Attach xdp-erm to the interfaces of AF_PACKET workers."),
     ("config", "", "Configuration file on the hosts, in place of /etc/xdp-erm.yaml."),
+    ("encapsulations", "", "What mirrored frames come in: erm, erspan, gre, vxlan, geneve, tzsp."),
     ("port", "", "UDP destination ports that carry ERM."),
+    ("vxlan_port", "", "UDP destination ports that carry VXLAN."),
+    ("geneve_port", "", "UDP destination ports that carry GENEVE."),
+    ("tzsp_port", "", "UDP destination ports that carry TZSP."),
     ("vlan", "", "The mirrored frame's 802.1Q tag: restore, tagged or strip."),
     ("depth", 0, "Levels of ERM inside ERM to peel, 1 to 3."),
     ("mode", "", "Where XDP runs: auto, native or generic."),
@@ -53,16 +57,21 @@ _DEFAULTS = {name: default for name, default, _ in OPTIONS}
 _TYPES = {bool: "bool", int: "int", str: "string"}
 
 # How the helper's command line says settings.
-_FLAGS = {"config": "--config", "port": "--port", "vlan": "--vlan", "depth": "--depth", "mode": "--mode",
-          "sources": "--source", "targets": "--target", "spread": "--spread", "spread_cpus": "--spread-cpus",
-          "spread_queue": "--spread-queue"}
-_LISTS = ("port", "sources", "targets", "spread_cpus")
+_FLAGS = {"config": "--config", "encapsulations": "--encapsulation", "port": "--port", "vxlan_port": "--vxlan-port",
+          "geneve_port": "--geneve-port", "tzsp_port": "--tzsp-port", "vlan": "--vlan", "depth": "--depth",
+          "mode": "--mode", "sources": "--source", "targets": "--target", "spread": "--spread",
+          "spread_cpus": "--spread-cpus", "spread_queue": "--spread-queue"}
+_LISTS = ("encapsulations", "port", "vxlan_port", "geneve_port", "tzsp_port", "sources", "targets", "spread_cpus")
 # It has a flag for one of two values, the one that is not the default.
 _SWITCHES = {"sessions": "--no-sessions", "set_mtu": "--set-mtu", "isolate": "--no-isolate",
              "spread_ports": "--spread-ports"}
 
 # What node.cfg can set for a worker, as xdp_erm.NAME, over what zeekctl.cfg says.
 NODE_KEYS = ("attach", *_FLAGS, *_SWITCHES)
+
+# What Zeek's scripts are told of the ports: their name there, the encapsulation, and the helper's default.
+_PORTS = {"port": ("ports", "erm", "7932"), "vxlan_port": ("vxlan_ports", "vxlan", "4789"),
+          "geneve_port": ("geneve_ports", "geneve", "6081"), "tzsp_port": ("tzsp_ports", "tzsp", "37008")}
 
 # As zeekctl reads its own options of that type.
 _BOOLEANS = {"0": False, "false": False, "1": True, "true": True}
@@ -160,10 +169,17 @@ class XdpErm(ZeekControl.plugin.Plugin):
     def zeekctl_config(self) -> str:
         """Tells Zeek's scripts what they share with the helper. They may be unloaded: hence the condition."""
         lines = []
-        ports = {int(port) for node in self.nodes() if _uses_af_packet(node)
-                 for port in _words(self._setting(node, "port"))}
-        if ports:
-            lines.append(f"redef XDP_ERM::ports = {{ {', '.join(f'{port}/udp' for port in sorted(ports))} }};")
+        # What each worker's interface takes off: an encapsulation that none does keeps Zeek's own treatment.
+        workers = [(node, _words(self._setting(node, "encapsulations")) or ["erm"])
+                   for node in self.nodes() if _uses_af_packet(node)]
+        for setting, (name, encapsulation, default) in _PORTS.items():
+            ports = {int(port) for node, taken in workers if encapsulation in taken
+                     for port in _words(self._setting(node, setting)) or [default]}
+            known = {int(default)} if encapsulation == "erm" else set()  # without being told
+            if workers and ports != known:
+                lines.append(f"redef XDP_ERM::{name} = {{ {', '.join(f'{port}/udp' for port in sorted(ports))} }};")
+        if any({"gre", "erspan"} & set(taken) for _, taken in workers):
+            lines.append("redef XDP_ERM::gre = T;")
         lines.append(f"redef XDP_ERM::websocket_port = {self.getOption('websocket_port')}/tcp;")
         if self.getOption("transport") == "broker":
             lines.append("redef XDP_ERM::websocket_listen = F;")

@@ -15,5 +15,5 @@ import sys
 
 for name in sys.argv[1:]:
     rows = [json.loads(line) for line in open(name)]
-    print(name, len(rows), "rows:", *rows[0])
+    print(name, len(rows), "rows:", *max(rows, key=len))
 # @TEST-END-FILE
