@@ -90,7 +90,8 @@ class _Parser(argparse.ArgumentParser):
 def make_parser(command: Sequence[str]) -> argparse.ArgumentParser:
     """`command`: the one that was given, if any; only its own module is imported."""
     parser = _Parser(
-        prog="xdp-erm", description="Strips HP ERM from mirrored traffic in XDP, before AF_PACKET's fanout sees it.")
+        prog="xdp-erm", description="Strips HP ERM, ERSPAN, VXLAN and other wrapping from mirrored traffic in "
+        "XDP, before AF_PACKET's fanout sees it.")
     parser.add_argument("--version", action="version", version=f"xdp-erm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
