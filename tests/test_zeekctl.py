@@ -460,7 +460,7 @@ def test_everything_that_needs_root_has_the_prefix(stopped):
     cluster = stopped
     cluster.machine.shell("printf '#!/bin/sh\\necho \"$@\" >>/run/log\\nexec \"$@\"\\n' >/run/bin/as-root && "
                           "chmod +x /run/bin/as-root")
-    cluster.configure(xdp_erm_command_prefix="as-root -n")
+    cluster.configure(xdp_erm_command_prefix="as-root -n", ClusterBackend="Broker")
     cluster.machine.shell("sed -i '2i [ \"$1\" = -n ] && shift' /run/bin/as-root")
     cluster.zeekctl("deploy")
     cluster.zeekctl("xdp_erm.status")

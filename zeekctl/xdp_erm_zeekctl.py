@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import traceback
+import zipfile
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -450,8 +451,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
         helper = self.getOption("helper")
         if not helper:
             return []
-        done = subprocess.run([HELPER, "--version"], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
-        version, nodes = done.stdout.strip(), _one_for_each_host(nodes)
+        version, nodes = _version(), _one_for_each_host(nodes)
         outcomes = self._run([(node, f"{shlex.quote(helper)} --version") for node in nodes])
         command = shlex.join(["install", "-m", "755", HELPER, helper])
         return [f"{node.host}: {helper} should be {version}, as this package is ({outcome.output}): run there, as "
@@ -588,6 +588,13 @@ def _uses_af_packet(node: Any) -> bool:
     # zeekctl's own plugin puts the prefix before the interface when it comes to lb_method.
     return node.type in ("worker", "standalone") and bool(node.interface) and (
         node.interface.startswith("af_packet::") or node.lb_method == "af_packet")
+
+
+def _version() -> str:
+    """What the package's helper says with --version. It is only read here, as it may lack what it needs to run."""
+    with zipfile.ZipFile(HELPER) as package:
+        found = re.search('__version__ = "(.*)"', package.read("xdp_erm_py/__init__.py").decode())
+    return f"xdp-erm {found[1]}" if found else "of another version"
 
 
 def _typed(name: str, text: str) -> Any:
