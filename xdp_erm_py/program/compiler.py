@@ -65,10 +65,11 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     if _is_mixed(config):
         defines.append("CONFIG_MIXED")
     for name, addresses in (("SOURCE", config.sources), ("TARGET", config.targets)):
-        if _is_long(addresses):
-            defines.append(f"CONFIG_{name}S={len(addresses)}")
+        prefixes = _prefixes(addresses, _is_mixed(config))
+        if _is_long(prefixes):
+            defines.append(f"CONFIG_{name}S={len(prefixes)}")
         else:
-            defines.append(f"CONFIG_IS_{name}(words)={_comparison(addresses, _is_mixed(config))}")
+            defines.append(f"CONFIG_IS_{name}(words)={_comparison(prefixes)}")
     if config.sources or config.targets:
         defines.append("CONFIG_SENDERS")
     if config.sessions:
@@ -86,9 +87,9 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     return ["-D" + define for define in defines]
 
 
-def _is_long(addresses: tuple[str, ...]) -> bool:
+def _is_long(prefixes: list[tuple[int, bytes]]) -> bool:
     """Whether an allow list is too long for its prefixes to be compared one by one, so that it is a map."""
-    return len(addresses) > MOST_COMPARED
+    return len(prefixes) > MOST_COMPARED
 
 
 def _is_mixed(config: InterfaceConfig) -> bool:
@@ -96,22 +97,26 @@ def _is_mixed(config: InterfaceConfig) -> bool:
     return config.encapsulations != ("erm",)
 
 
-def _prefix(address: str, is_mixed: bool) -> tuple[int, bytes]:
-    """Length and address as the program compares them: 32 bits, or 128, of which IPv4 has ::ffff:0:0/96."""
-    network = ipaddress.ip_network(address)
-    if is_mixed and network.version == 4:
-        return 96 + network.prefixlen, _MAPPED + network.network_address.packed
-    return network.prefixlen, network.network_address.packed
+def _prefixes(addresses: tuple[str, ...], is_mixed: bool) -> list[tuple[int, bytes]]:
+    """Length and address as the program compares them: 32 bits, or 128, of which IPv4 has ::ffff:0:0/96 for itself."""
+    prefixes = []
+    for network in map(ipaddress.ip_network, addresses):
+        if isinstance(network, ipaddress.IPv4Network):
+            length, before = (96, _MAPPED.network_address.packed[:12]) if is_mixed else (0, b"")
+            prefixes.append((length + network.prefixlen, before + network.network_address.packed))
+        else:
+            parts = network.address_exclude(_MAPPED) if network.supernet_of(_MAPPED) else [network]
+            prefixes += [(part.prefixlen, part.network_address.packed) for part in parts]
+    return prefixes
 
 
-_MAPPED = bytes(10) + b"\xff\xff"
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
-def _comparison(addresses: tuple[str, ...], is_mixed: bool) -> str:
+def _comparison(prefixes: list[tuple[int, bytes]]) -> str:
     """C: whether an address, as words in network byte order, is within one of the prefixes; there being none, it is."""
     compared = []
-    for address in addresses:
-        length, packed = _prefix(address, is_mixed)
+    for length, packed in prefixes:
         bits = 8 * len(packed)
         mask = ((1 << length) - 1 << bits - length).to_bytes(len(packed), "big")
         words = []
@@ -266,10 +271,10 @@ class Compiled:
 def fill(program: Module, config: InterfaceConfig, variant: Variant) -> None:
     """Puts into a program's maps what it only reads: long allow lists, and the CPUs that take part."""
     for name, addresses in (("sources", config.sources), ("targets", config.targets)):
-        if _is_long(addresses):
-            for address in addresses:
+        prefixes = _prefixes(addresses, _is_mixed(config))
+        if _is_long(prefixes):
+            for length, packed in prefixes:
                 # The length in bits, then the address in network byte order.
-                length, packed = _prefix(address, _is_mixed(config))
                 bpf.update(program.maps[name], struct.pack("=I", length) + packed, b"\1")
     for lane, cpu in enumerate(variant.cpus):
         bpf.update(program.maps["lanes"], struct.pack("=I", lane), struct.pack("=I", cpu))
