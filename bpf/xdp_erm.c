@@ -168,6 +168,7 @@ struct outer {
 	bool ipv4;
 	u16 fragment;		/* not 0: it is the first of several */
 	long length;		/* of what is behind the header, as it says itself */
+	long missing;		/* of these bytes; below 0: there are more */
 };
 
 static __always_inline void set_ipv4(struct address *address, __be32 ipv4)
@@ -211,8 +212,8 @@ static __always_inline enum verdict take_ipv4(struct cursor *cursor, struct oute
 	outer->ipv4 = true;
 	outer->fragment = fragment & IPV4_MORE_FRAGMENTS;
 	outer->length = bpf_ntohs(ip->total_length) - header_length;
+	outer->missing = bpf_ntohs(ip->total_length) - left;
 	cursor->next = (void *)ip + header_length;
-	cursor->left = left - header_length;
 	return VERDICT_DECAPSULATED;
 }
 
@@ -248,6 +249,7 @@ static __always_inline enum verdict take_ipv6(struct cursor *cursor, struct oute
 	outer->ipv4 = false;
 	outer->fragment = 0;
 	outer->length = bpf_ntohs(ip->payload_length);
+	outer->missing = outer->length - cursor->left;
 	return VERDICT_DECAPSULATED;
 }
 #endif
@@ -301,7 +303,7 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, int eth
 	struct cursor payload = *cursor;
 	struct outer outer;
 	enum verdict verdict = take_outer(&payload, ethertype, &outer);
-	long available = payload.left, length;
+	long length;
 	struct gre *gre = NULL;
 	struct udp *udp = NULL;
 
@@ -334,7 +336,7 @@ static __always_inline enum verdict take_wrapping(struct cursor *cursor, int eth
 	length = udp ? bpf_ntohs(udp->length) : outer.length;
 	if (length < (long)(udp ? sizeof(*udp) : sizeof(*gre)) || length > outer.length)
 		return VERDICT_MALFORMED;
-	if (outer.length > available)
+	if (outer.missing > 0)
 		return VERDICT_TRUNCATED;
 	payload.left = length - (udp ? sizeof(*udp) : sizeof(*gre));
 

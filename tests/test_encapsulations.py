@@ -6,6 +6,7 @@ HP ERM's own are in test_program.py. Headers are hexadecimal text, as the format
 from __future__ import annotations
 
 import dataclasses
+import operator
 import struct
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from scapy.packet import Raw
 from scapy.utils import rdpcap
 
 from xdp_erm_py import shared
+from xdp_erm_py.interface import loader, stats
 from xdp_erm_py.interface.stats import Order
+from xdp_erm_py.lab import mirror
+from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
+from xdp_erm_py.lab.fanout import FanoutWorkers
+from xdp_erm_py.lab.traffic import synthetic
+from xdp_erm_py.program import compiler
+from xdp_erm_py.program.compiler import PLAIN, Variant
 from xdp_erm_py.program.encapsulations import ENCAPSULATIONS, least_mtu
 from xdp_erm_py.program.reference import Decapsulation, Session, decapsulate
 from xdp_erm_py.settings import InterfaceConfig
@@ -389,11 +397,66 @@ def test_unwrap_is_the_inverse_of_wrap(kind):
 
 
 def test_the_mtu_is_that_of_the_longest():
-    assert [least_mtu((kind,)) for kind in shared.ENCAPSULATIONS] == [1554, 1566, 1554, 1554, 1806, 1551]
-    assert least_mtu(("erm", "vxlan", "erspan")) == 1566
+    assert [least_mtu((kind,), ()) for kind in shared.ENCAPSULATIONS] == [1554, 1566, 1554, 1554, 1806, 1551]
+    assert least_mtu(("erm", "vxlan", "erspan"), ()) == 1566
 
 
 def test_nothing_else_is_taken_by_default():
     """What is not configured is left, as before."""
     for _, sent, _, _ in VARIANTS.values():
         assert decapsulate(sent, InterfaceConfig()) == Decapsulation("other", sent)
+
+
+@pytest.mark.parametrize("kind", shared.ENCAPSULATIONS)
+def test_one_session_is_balanced_over_four_members(xdp, kind):
+    """2,000 two-way flows: none split, and no member below 20 % of the packets; each frame as it was mirrored."""
+    config = InterfaceConfig(encapsulations=(kind,))
+    with Cable() as cable:
+        with cable.sensor.entered():
+            loader.attach(SENSOR_INTERFACE, config)
+        cable.wait_for_carrier()
+        with FanoutWorkers(cable, 4, operator.attrgetter("mirrored")) as workers:
+            mirror(cable, synthetic(2000, 10000, 1, kind), workers)
+            result = workers.finish()
+        with cable.sensor.entered():
+            (session,) = stats.snapshot(SENSOR_INTERFACE)[0]["sessions"]
+    assert (result.identical, result.missing, result.unexpected) == (10000, 0, 0)
+    assert (len(result.workers_by_flow), result.split_flows) == (2000, 0)
+    assert min(result.packets) > 0.2 * 10000
+    assert (session["encapsulation"], session["packets"]) == (kind, 10000)
+    assert session["gaps"] == (0 if kind == "erspan" else None)
+
+
+@pytest.mark.parametrize("variant", [PLAIN, Variant(frags=True), Variant((0,)), Variant((0,), True)],
+                         ids=["plain", "frags", "cpumap", "cpumap and frags"])
+@pytest.mark.parametrize("more", [{}, {"vlan": "strip", "sessions": False, "isolate": False},
+                                  {"vlan": "tagged", "spread_ports": True, "targets": (SENSOR, "2001:db8::9")}],
+                         ids=str)
+def test_the_verifier_takes_all_of_them_with_every_other_setting(xdp, variant, more):
+    with Program(dataclasses.replace(DEEP, **{"vlan": "restore", **more}), variant=variant) as program:
+        assert program.fd
+
+
+#: Instructions of the program for ERM alone before there was anything else (commit 67ed9e8), as bcc 0.26 with LLVM 14
+#: makes them: len(compiler.compiled(source, flags).functions[PROGRAM].instructions) // 8.
+BEFORE = {
+    "default": (InterfaceConfig(), 551, 695),
+    "least": (InterfaceConfig(vlan="strip", sessions=False, isolate=False), 319, 460),
+    "most": (InterfaceConfig(port=(1, 7932, 65535), vlan="tagged", depth=3, sources=("10.0.0.0/8", "192.0.2.1/32"),
+                             targets=("192.0.2.1",), spread_ports=True), 1009, 1208),
+    "long lists": (InterfaceConfig(depth=2, sources=tuple(f"10.77.{number}.77/32" for number in range(9)),
+                                   targets=tuple(f"10.77.{number}.77" for number in range(9))), 796, 877),
+}
+
+
+@pytest.mark.parametrize("config, plain, most", BEFORE.values(), ids=BEFORE)
+def test_what_is_off_costs_nothing(xdp, config, plain, most):
+    if compiler.bcc_version() != "bcc 0.26.0":
+        pytest.skip(f"the numbers are of bcc 0.26.0, here is {compiler.bcc_version()}")
+
+    def instructions(variant):
+        made = compiler.compiled(compiler.source(compiler.SOURCE), compiler.flags(config, variant))
+        return len(made.functions[compiler.PROGRAM].instructions) // 8
+
+    # Together: how registers are allocated moves one or two from one variant to another.
+    assert instructions(PLAIN) + instructions(Variant((0,), True)) <= plain + most

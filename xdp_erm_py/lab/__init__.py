@@ -17,10 +17,10 @@ from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from .. import shared
 from ..errors import UsageError, XdpErmError
 from ..interface import loader, stats
 from ..settings import InterfaceConfig
-from ..shared import VERDICTS
 from .cable import SENSOR_INTERFACE, Cable
 from .capture import captured
 from .fanout import FanoutWorkers, Result
@@ -40,13 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flows", type=_positive, metavar="N", help=f"synthetic flows (default {FLOWS})")
     parser.add_argument("--sessions", type=int, choices=range(1, len(SESSIONS) + 1), metavar="N",
                         help=f"mirror sessions that carry them, 1 to {len(SESSIONS)} (default {len(SESSIONS)})")
+    parser.add_argument("--encapsulation", choices=shared.ENCAPSULATIONS, metavar="NAME",
+                        help=f"in which it is mirrored: {', '.join(shared.ENCAPSULATIONS)} (default erm; of a capture "
+                             "all are taken)")
     parser.add_argument("--zeek", action="store_true", help="real Zeek workers instead of counting ones")
     parser.add_argument("--packets", type=_positive, metavar="N", help=f"packets of all flows (default {PACKETS})")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the lab; return 0 if every claim held, 1 if not."""
-    without, with_xdp_erm, counters = _both_runs(_traffic(args), args.workers, args.zeek)
+    without, with_xdp_erm, counters = _both_runs(_traffic(args), _config(args), args.workers, args.zeek)
     print_report(without, with_xdp_erm, counters)
     faults = find_faults(without, with_xdp_erm, counters)
     for fault in faults:
@@ -66,7 +69,7 @@ def find_faults(without: Result, with_xdp_erm: Result, counters: dict[str, dict[
         faults.append(f"with xdp-erm, {with_xdp_erm.unlogged_flows} mirrored flows are in no conn.log")
     if with_xdp_erm.split_flows:
         faults.append(f"with xdp-erm, {with_xdp_erm.split_flows} flows were split over workers")
-    verdicts = sum(counters[verdict]["packets"] for verdict in VERDICTS)
+    verdicts = sum(counters[verdict]["packets"] for verdict in shared.VERDICTS)
     if verdicts != with_xdp_erm.sent:
         faults.append(f"xdp-erm counted {verdicts} packets, {with_xdp_erm.sent} were sent")
     decapsulated = counters["decapsulated"]["packets"]
@@ -75,20 +78,28 @@ def find_faults(without: Result, with_xdp_erm: Result, counters: dict[str, dict[
     return faults
 
 
+def _config(args: argparse.Namespace) -> InterfaceConfig:
+    if args.encapsulation:
+        return InterfaceConfig(encapsulations=(args.encapsulation,))
+    return InterfaceConfig(encapsulations=shared.ENCAPSULATIONS) if args.pcap else InterfaceConfig()
+
+
 def _traffic(args: argparse.Namespace) -> Callable[[], Iterator[Packet]]:
     """Return what starts the traffic from its beginning, for each run anew."""
     if args.pcap:
+        config = _config(args)
         if args.flows or args.packets or args.sessions:
             raise UsageError("--flows, --packets and --sessions are for synthetic traffic: leave them out with --pcap")
         if args.pcap.is_file():
-            return lambda: captured(args.pcap, InterfaceConfig())
-        packets = list(captured(args.pcap, InterfaceConfig()))  # a pipe gives it once, and there are two runs
+            return lambda: captured(args.pcap, config)
+        packets = list(captured(args.pcap, config))  # a pipe gives it once, and there are two runs
         return lambda: iter(packets)
-    return lambda: synthetic(args.flows or FLOWS, args.packets or PACKETS, args.sessions or len(SESSIONS))
+    return lambda: synthetic(args.flows or FLOWS, args.packets or PACKETS, args.sessions or len(SESSIONS),
+                             args.encapsulation or "erm")
 
 
 def _both_runs(
-    traffic: Callable[[], Iterator[Packet]], worker_count: int, zeek: bool
+    traffic: Callable[[], Iterator[Packet]], config: InterfaceConfig, worker_count: int, zeek: bool
 ) -> tuple[Result, Result, dict[str, dict[str, int]]]:
     def workers_expecting(frame: str) -> FanoutWorkers | ZeekWorkers:
         if zeek:
@@ -100,7 +111,7 @@ def _both_runs(
             mirror(cable, traffic(), workers)
             without = workers.finish()
         with cable.sensor.entered():
-            for line in loader.attach(SENSOR_INTERFACE, InterfaceConfig()):
+            for line in loader.attach(SENSOR_INTERFACE, config):
                 print(line)
         cable.wait_for_carrier()
         with workers_expecting("mirrored") as workers:
