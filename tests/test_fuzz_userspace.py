@@ -86,6 +86,7 @@ def check_configuration(file: Path) -> None:
 @example(content=b"[" * DEEP)
 @example(content=b"2001-99-99: x")
 @example(content=b"!!bool x: y")
+@example(content=b'defaults: {depth: !!int "1\\u2028"}')
 @example(content=b"defaults: {depth: !!bool x}")
 @example(content=b"interfaces: {'eth1': {depth: !!timestamp x}}")
 @example(content=b"defaults: 0x" + b"f" * 5000)

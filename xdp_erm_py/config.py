@@ -23,6 +23,7 @@ import yaml
 
 from . import sudo
 from .errors import UsageError
+from .printable import printable
 from .settings import SETTINGS, InterfaceConfig, check, contradictions
 
 DEFAULT_PATH = Path("/etc/xdp-erm.yaml")
@@ -129,7 +130,7 @@ class _Reader:
     def _check_number(self, node: yaml.Node) -> None:
         """YAML 1.1 reads 22:22 as a number to the base of 60, 010 as an octal one: nobody means that here."""
         if node.tag == "tag:yaml.org,2002:int" and not re.fullmatch("-?(0|[1-9][0-9]*)", node.value):
-            raise self._error(node, f"{node.value} is not a decimal number: write it as one")
+            raise self._error(node, f"{printable(node.value)} is not a decimal number: write it as one")
 
     def _items(self, node: yaml.Node | None, what: str) -> list[tuple[yaml.Node, Any, yaml.Node]]:
         """(key's node, key, value's node) of a mapping; an empty one may be left blank."""
