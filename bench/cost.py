@@ -115,6 +115,11 @@ def cases() -> dict[str, Case]:
         "foreign target": Case(call, frame, dataclasses.replace(quiet, targets=("203.0.113.1",)), ("foreign_target",)),
         NESTED_NO_OP: Case("", frame, quiet, (), NESTED_HEADERS),
     }
+    for name in shared.ENCAPSULATIONS:
+        of_it = dataclasses.replace(restore, encapsulations=(name,), sessions=True)
+        found[f"{name} + sessions"] = Case(call, generate.layout_of(512, 2011, False, name).frame, of_it)
+    found["erm, all taken + sessions"] = Case(call, frame, dataclasses.replace(
+        restore, encapsulations=shared.ENCAPSULATIONS, sessions=True))
     for levels in (2, 3):
         nested = encapsulate(nested, 2011, True, generate.SWITCH)
         found[f"nested, {levels} levels"] = Case(call, nested, deep, ("decapsulated", "nested"), NESTED_HEADERS)

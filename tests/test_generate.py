@@ -11,7 +11,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from xdp_erm_py import cli
+from xdp_erm_py import cli, shared
 from xdp_erm_py.interface import loader, stats
 from xdp_erm_py.lab import fanout
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, SWITCH_INTERFACE, Cable
@@ -52,6 +52,28 @@ def test_the_frames_are_the_ones_asked_for(cable: Cable, ipv6: bool, capsys: pyt
                 del network.chksum
             assert bytes(type(network)(bytes(network))) == sent, "a checksum is wrong"
             assert len(data) == 100
+    assert list(flows.values()) == [30] * 7
+
+
+@pytest.mark.parametrize("kind", shared.ENCAPSULATIONS)
+def test_any_encapsulation(cable: Cable, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loader.attach(SENSOR_INTERFACE, InterfaceConfig(encapsulations=(kind,)))
+    cable.wait_for_carrier()
+    receiver = fanout._fanout_member()
+    assert generate(cable, "--packets", "210", "--flows", "7", "--sessions", "3", "--size", "100", "--vlan", "2011",
+                    "--rate", "2000", "--encapsulation", kind) == 0
+    (snapshot,) = stats.snapshot(SENSOR_INTERFACE)[:1]
+    assert snapshot["counters"]["decapsulated"]["packets"] == 210
+    assert {(session["encapsulation"], session["id"], session["gaps"], session["packets"])
+            for session in snapshot["sessions"]} == {
+        (kind, number, 0 if kind == "erspan" else None, packets) for number, packets in ((1, 90), (2, 60), (3, 60))}
+    flows: dict[object, int] = {}
+    with receiver:
+        for _ in range(210):
+            data, control, *_ = receiver.recvmsg(2048, socket.CMSG_SPACE(fanout.AUXDATA.size))
+            assert fanout.AUXDATA.unpack(control[0][2])[5] == 2011
+            assert len(data) == 100
+            flows[Ether(data)[IP].src] = flows.get(Ether(data)[IP].src, 0) + 1
     assert list(flows.values()) == [30] * 7
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from .. import shared
 from ..errors import UsageError, XdpErmError
 from ..kernel import bpf, ethtool
 from ..kernel.links import Link, Links
@@ -29,7 +30,11 @@ PROGRAM, SOURCE = "generate", "generate.c"
 SWITCH = Session("198.51.100.1", 1)
 
 # Where things stand in the frame: Ethernet 14, IPv4 20, UDP 8, ERM 12, then the mirrored frame.
-OUTER_SOURCE_PORT, MIRRORED, INNER_IP = 34, 54, 68
+OUTER_SOURCE_PORT, MIRRORED = 34, 54
+# The last 16 bits of the session's id by encapsulation, and the number of ERSPAN's frames.
+SESSION = {"erm": OUTER_SOURCE_PORT, "erspan": 44, "gre": 40, "vxlan": 47, "geneve": 47, "tzsp": OUTER_SOURCE_PORT}
+NUMBER = {"erspan": 38}
+MOST_SESSIONS = {"erspan": 1023}
 SHORTEST, LONGEST = 64, 1514  # bytes of the mirrored frame: IPv6 and UDP headers fit
 MOST_FLOWS = 1 << 16
 CHUNK = 65536  # frames in one system call
@@ -43,12 +48,18 @@ class Layout(NamedTuple):
     headers: int
     flow: int
     checksum: int
+    session: int = OUTER_SOURCE_PORT
+    """The last 16 bits of its id."""
+    number: int | None = None
+    """Of the frame in its session, where it has one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("interface", metavar="IFACE", help="a veth interface; the frames come out at its peer")
     parser.add_argument("--flows", type=_from_to(1, MOST_FLOWS), default=2000, metavar="N", help="default 2000")
     parser.add_argument("--sessions", type=_from_to(1, 65535), default=1, metavar="N", help="default 1")
+    parser.add_argument("--encapsulation", choices=shared.ENCAPSULATIONS, default="erm", metavar="NAME",
+                        help=f"{', '.join(shared.ENCAPSULATIONS)} (default erm)")
     parser.add_argument("--size", type=_from_to(SHORTEST, LONGEST), default=512, metavar="BYTES",
                         help=f"of the mirrored frame, {SHORTEST} to {LONGEST} (default 512)")
     parser.add_argument("--vlan", type=_from_to(0, 4094), default=0, metavar="ID", help="default 0: none")
@@ -63,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     require_to_change()
     link = _link(args.interface, args.force)
-    layout = layout_of(args.size, args.vlan, args.ipv6)
+    if args.sessions > MOST_SESSIONS.get(args.encapsulation, args.sessions):
+        raise UsageError(f"--sessions {args.sessions}: {args.encapsulation} has {MOST_SESSIONS[args.encapsulation]}")
+    layout = layout_of(args.size, args.vlan, args.ipv6, args.encapsulation)
     packets = None if args.seconds else args.packets or 100_000
     before = _transmitted(link)
     handed, seconds = _generate(link.index, layout, args, packets)
@@ -76,8 +89,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def layout_of(size: int, vlan: int, ipv6: bool) -> Layout:
-    """The frame of flow 0, `size` bytes of it mirrored: UDP from a client whose address ends in the flow's number."""
+def layout_of(size: int, vlan: int, ipv6: bool, encapsulation: str = "erm") -> Layout:
+    """The frame of flow 0 in session 0, `size` bytes of it mirrored: UDP from a client whose address ends in the
+    flow's number."""
     ports = struct.pack("!HH", 40000, 9000)
     length = size - 14 - (40 if ipv6 else 20)
     udp = ports + struct.pack("!HH", length, 0) + bytes(length - 8)
@@ -86,13 +100,16 @@ def layout_of(size: int, vlan: int, ipv6: bool) -> Layout:
         checksum = internet_checksum(addresses + struct.pack("!II", length, PROTOCOL_UDP) + udp)
         packet = struct.pack("!IHBB", 6 << 28, length, PROTOCOL_UDP, 64) + addresses
         packet += udp[:6] + struct.pack("!H", checksum) + udp[8:]
-        where = INNER_IP + 40 + 8, INNER_IP + 8 + 14, INNER_IP + 40 + 6
+        where = 40 + 8, 8 + 14, 40 + 6
     else:
         packet = ipv4_header(socket.inet_aton("10.0.0.0"), socket.inet_aton("192.168.0.1"), PROTOCOL_UDP, length) + udp
-        where = INNER_IP + 20 + 8, INNER_IP + 12 + 2, INNER_IP + 10
+        where = 20 + 8, 12 + 2, 10
     ethertype = "86dd" if ipv6 else "0800"
     mirrored = bytes.fromhex(f"020000000102 020000000101 {ethertype}") + packet
-    return Layout(encapsulate(mirrored, vlan, vlan != 0, SWITCH), *where)
+    frame = encapsulate(mirrored, vlan, vlan != 0, SWITCH._replace(id=0, encapsulation=encapsulation))
+    inner_ip = len(frame) - len(packet)
+    headers, flow, checksum = (inner_ip + offset for offset in where)
+    return Layout(frame, headers, flow, checksum, SESSION[encapsulation], NUMBER.get(encapsulation))
 
 
 def _generate(ifindex: int, layout: Layout, args: argparse.Namespace, packets: int | None) -> tuple[int, float]:
@@ -117,7 +134,9 @@ def _generate(ifindex: int, layout: Layout, args: argparse.Namespace, packets: i
 def loaded(ifindex: int, layout: Layout, flows: int, sessions: int) -> Iterator[int]:
     """The generator's descriptor: a test run of it with live frames sends as many. OSError: the kernel refuses it."""
     defines = {"IFINDEX": ifindex, "FLOWS": flows, "SESSIONS": sessions, "HEADERS": layout.headers,
-               "SESSION": OUTER_SOURCE_PORT, "FLOW": layout.flow, "CHECKSUM": layout.checksum}
+               "SESSION": layout.session, "FLOW": layout.flow, "CHECKSUM": layout.checksum}
+    if layout.number is not None:
+        defines["NUMBER"] = layout.number
     options = [f"-DGENERATE_{name}={value}" for name, value in defines.items()]
     with Module(compiler.compiled(compiler.source(SOURCE), options)) as module:
         generator = struct.pack(f"=Q{layout.headers}s", 0, layout.frame)

@@ -25,6 +25,13 @@ function report(iface: string, verdicts: table[string] of count, notes: table[st
 	    $sessions=vector(), $verdicts=counters(verdicts), $notes=counters(notes), $others=table()));
 	}
 
+# With so many packets and frames missing.
+function session(id: count, packets: count, gaps: count): XDP_ERM::Session
+	{
+	return XDP_ERM::Session($encapsulation="erspan", $source=198.51.100.1, $id=id, $packets=packets, $bytes=packets,
+	                        $last_seen=current_time(), $gaps=gaps, $reordered=0);
+	}
+
 event zeek_init()
 	{
 	report("at all", table(["decapsulated"] = 1000, ["malformed"] = 4, ["truncated"] = 6, ["foreign_source"] = 7,
@@ -36,4 +43,8 @@ event zeek_init()
 	report("nested", table(["decapsulated"] = 1000), table(["nested"] = 1));
 	report("refused", table(["decapsulated"] = 1000), table(["nested_refused"] = 1));
 	report("nothing", table(), table());
+	hook XDP_ERM::reported(XDP_ERM::Report($version=XDP_ERM::protocol_version, $sequence=100, $ts=current_time(),
+	    $host="sensor", $interface="lossy", $mode="native", $attached_at=current_time(), $ts_delta=10sec,
+	    $sessions=vector(session(1, 999, 1), session(2, 997, 3), session(2, 997, 3)),
+	    $verdicts=table(), $notes=table(), $others=table()));
 	}
