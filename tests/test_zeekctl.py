@@ -604,7 +604,7 @@ def test_second_host(stopped, directory):
             cluster.configure(
                 section("manager", "manager", "10.9.0.1") + section("proxy-1", "proxy", "10.9.0.1")
                 + section("near", "worker", "10.9.0.1", **workers) + section("far", "worker", "10.9.0.2", **workers),
-                xdp_erm_transport="broker")
+                ClusterBackend="Broker", xdp_erm_transport="broker")
             said = cluster.zeekctl("deploy")
             assert all(f"10.9.0.{host}: {SENSOR}: attached (native, program " in said for host in (1, 2))
             assert cluster.running() == ["manager", "proxy-1", "near-1", "near-2", "far-1", "far-2"]
