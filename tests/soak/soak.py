@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xdp_erm_py import shared
-from xdp_erm_py.interface import attached, journal, stats
+from xdp_erm_py.interface import journal, ours, stats
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.bpf import descriptor
 from xdp_erm_py.kernel.links import Links
@@ -249,7 +249,7 @@ class Soak:
 
     def _look_for_leaks(self, fault: Fault) -> None:
         with Links() as links:
-            leaked = [stats.leaked(found) for found in attached.find_all(links)]
+            leaked = [stats.leaked(found) for found in ours.find_all(links)]
         if any(leaked):
             self.wrong.append(f"after {fault.name!r}: {sum(leaked)} decapsulated frames have reached the host")
 
