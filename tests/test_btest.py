@@ -36,3 +36,12 @@ def test_btest(name: str) -> None:
     if re.search(r"^0 tests successful, 1 skipped$", said, re.MULTILINE):
         required = re.findall("@TEST-REQUIRES: (.*)", (DIRECTORY / name).read_text())
         pytest.skip(f"{name} requires: {'; '.join(required)}")
+
+
+def test_what_a_failing_btest_leaves_running_ends(tmp_path: Path) -> None:
+    """As btest-bg-run leaves it: the number of the process that leads a group, and no exit code."""
+    (tmp_path / "zeek").mkdir()
+    left = subprocess.Popen(["sh", "-c", "sleep 300; true"], start_new_session=True, stdout=subprocess.PIPE)
+    (tmp_path / "zeek" / ".pid").write_text(f"{left.pid}\n")
+    subprocess.run([DIRECTORY / "Scripts" / "end-what-runs"], cwd=tmp_path, check=True, timeout=TIMEOUT)
+    left.communicate(timeout=30)  # the sleep has it open, too
