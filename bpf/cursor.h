@@ -114,6 +114,9 @@ struct wrapping {
 static __always_inline void forget(struct cursor *cursor, struct wrapping *wrapping)
 {
 #ifdef CONFIG_MIXED
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		wrapping->source.words[i] = forgotten(cursor, wrapping->source.words[i]);
 	wrapping->encapsulation = forgotten(cursor, wrapping->encapsulation);
 	wrapping->session = forgotten(cursor, wrapping->session);
 	wrapping->tag = forgotten(cursor, wrapping->tag) & (TAG_SAID | TAG_CONTROL);

@@ -69,8 +69,8 @@ enum verdict {
 	VERDICT_TRUNCATED,	/* the bytes end before what the headers promise or need */
 	VERDICT_MALFORMED,	/* header fields that contradict each other */
 	VERDICT_EXTENSION,	/* IPv6 with an extension header before UDP or GRE: not looked into */
-	VERDICT_FOREIGN_SOURCE,	/* ERM from a source that is not on the allow list */
-	VERDICT_FOREIGN_TARGET,	/* ERM to a destination that is not on the allow list */
+	VERDICT_FOREIGN_SOURCE,	/* mirrored by a source that is not on the allow list */
+	VERDICT_FOREIGN_TARGET,	/* mirrored to a target that is not on the allow list */
 	VERDICT_FAILED,		/* a kernel helper refused */
 	VERDICT_UNMARKED,	/* the driver has no room for the mark that keeps the frame out of the host */
 	VERDICT_COUNT
@@ -78,8 +78,8 @@ enum verdict {
 
 /* Counted beside the verdict `decapsulated`, never instead of it; their numbers go on after the verdicts'. */
 enum note {
-	NOTE_NESTED = VERDICT_COUNT,	/* more than one level of ERM was peeled */
-	NOTE_NESTED_REFUSED,		/* the frame that is left is ERM itself: too deep, or not from an allowed source */
+	NOTE_NESTED = VERDICT_COUNT,	/* more than one level of wrapping was peeled */
+	NOTE_NESTED_REFUSED,		/* the frame that is left is wrapped itself: too deep, or not from an allowed source */
 	NOTE_INNER_TRUNCATED,		/* the mirrored IP packet says it is longer than the bytes that came */
 	COUNTER_COUNT
 };

@@ -212,7 +212,7 @@ hook reported(r: Report)
 	if ( foreign > foreign_rate )
 		{
 		local notice = Notice::Info($note=Foreign_Traffic,
-		                            $msg=fmt("%.1f ERM packets a second on %s of %s come from or go to addresses that " +
+		                            $msg=fmt("%.1f mirror packets a second on %s of %s come from or go to addresses that " +
 		                                     "are not configured: add the switch to sources, or find out who sends them",
 		                                     foreign, r$interface, r$host),
 		                            $identifier=cat(r$host, r$interface), $suppress_for=suppression);
@@ -225,7 +225,7 @@ hook reported(r: Report)
 	local refused = counted(r$notes, "nested_refused")$packets;
 	if ( nested + refused > 0 )
 		NOTICE(Notice::Info($note=Nested_Traffic,
-		                    $msg=fmt("Mirrored frames on %s of %s are ERM themselves (%d unwrapped, %d left wrapped): if a " +
+		                    $msg=fmt("Mirrored frames on %s of %s are wrapped themselves (%d unwrapped, %d left wrapped): if a " +
 		                             "switch of yours sends them, add it to sources and set depth; else find the host " +
 		                             "in tunnel.log that hides its traffic so",
 		                             r$interface, r$host, nested, refused),

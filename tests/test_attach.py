@@ -482,6 +482,26 @@ def test_sessions_can_be_turned_off_and_on(cable):
     assert sum(session["packets"] for session in interface["sessions"]) == 100
 
 
+def test_counters_go_on_where_another_encapsulation_is_taken(cable):
+    """Sessions are told apart otherwise then, and begin anew."""
+    packets = list(synthetic(flows=20, packets=100))
+    loader.attach(SENSOR, DEFAULT)
+    mirror(cable, packets)
+    said = loader.attach(SENSOR, InterfaceConfig(encapsulations=("erm", "erspan")))
+    assert f"{SENSOR}: sessions and foreign senders start again from zero: they are told apart otherwise now" in said
+    mirror(cable, [*packets, *synthetic(20, 100, encapsulation="erspan")])
+    interface, = stats.snapshot(SENSOR)
+    assert interface["counters"]["decapsulated"]["packets"] == 300
+    assert {kind: sum(each["packets"] for each in interface["sessions"] if each["encapsulation"] == kind)
+            for kind in ("erm", "erspan")} == {"erm": 100, "erspan": 100}
+    assert {each["gaps"] for each in interface["sessions"]} == {None, 0}
+    # Between two such configurations they go on.
+    loader.attach(SENSOR, InterfaceConfig(encapsulations=("erm", "erspan", "vxlan")))
+    assert sum(each["packets"] for each in stats.snapshot(SENSOR)[0]["sessions"]) == 200
+    loader.attach(SENSOR, DEFAULT)
+    assert stats.snapshot(SENSOR)[0]["sessions"] == []
+
+
 def test_a_version_whose_counters_look_different_starts_from_zero(cable, tmp_path, monkeypatch):
     loader.attach(SENSOR, DEFAULT)
     mirror(cable, synthetic(flows=5, packets=10))

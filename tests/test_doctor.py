@@ -306,7 +306,8 @@ def test_packets(cable):
     says("packets", WARNING, "none of 1 packets is ERM", f"tcpdump -ni {SENSOR} udp")
     cable.send(PACKET[:26] + bytes([10, 0, 0, 7]) + PACKET[30:])
     count("foreign_source", 1)
-    says("packets", PROBLEM, "1 of 1 ERM packets are not decapsulated (foreign_source)", "`sources`", "most: 10.0.0.7)")
+    says("packets", PROBLEM, "1 of 1 mirror packets are not decapsulated (foreign_source)", "`sources`",
+         "most: 10.0.0.7)")
     for _ in range(199):
         cable.send(PACKET)
     count("decapsulated", 199)
@@ -328,7 +329,7 @@ def test_packets_that_are_not_decapsulated(verdict):
     """Above one in a hundred."""
     some, = doctor.packets(patient({verdict: 3, "other": 1000}))
     assert some.result == PROBLEM
-    assert some.text.startswith(f"3 of 3 ERM packets are not decapsulated ({verdict}): ")
+    assert some.text.startswith(f"3 of 3 mirror packets are not decapsulated ({verdict}): ")
     good, bad = doctor.packets(patient({verdict: 3, "decapsulated": 296}))
     assert (good.result, bad.result, bad.text.startswith("3 of 299 ")) == (OK, WARNING, True)
     assert [result.result for result in doctor.packets(patient({verdict: 3, "decapsulated": 297}))] == [OK]
@@ -344,7 +345,7 @@ def test_packets_that_are_cut():
 def test_packets_that_are_erm_still():
     _, left = doctor.packets(patient({"decapsulated": 100, "nested_refused": 1}))
     assert left.result == WARNING
-    assert left.text.startswith("1 of 100 mirrored frames are nested_refused: they are ERM themselves")
+    assert left.text.startswith("1 of 100 mirrored frames are nested_refused: they are wrapped themselves")
 
 
 def test_packets_that_come_no_more():

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from frames import ERM, ETHER, INNER, MACS, PING, SENSOR, SWITCH, ip, udp
+from frames import ELSEWHERE, ERM, ETHER, INNER, MACS, PING, SENSOR, SWITCH, ip, udp
 from program import Counted, Program
 from scapy.layers.inet import ICMP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
@@ -432,8 +432,11 @@ def test_one_session_is_balanced_over_four_members(xdp, kind):
 @pytest.mark.parametrize("more", [{}, {"vlan": "strip", "sessions": False, "isolate": False},
                                   {"vlan": "tagged", "spread_ports": True, "targets": (SENSOR, "2001:db8::9")}],
                          ids=str)
-def test_the_verifier_takes_all_of_them_with_every_other_setting(xdp, variant, more):
-    with Program(dataclasses.replace(DEEP, **{"vlan": "restore", **more}), variant=variant) as program:
+@pytest.mark.parametrize("sources", [DEEP.sources, ("0.0.0.0/0", "::/0"), (*ELSEWHERE[:4], "2001:db8::/32", "::1/128")],
+                         ids=["two", "any", "six"])
+def test_the_verifier_takes_all_of_them_with_every_other_setting(xdp, variant, more, sources):
+    with Program(dataclasses.replace(DEEP, **{"vlan": "restore", "sources": sources, **more}),
+                 variant=variant) as program:
         assert program.fd
 
 

@@ -23,7 +23,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 
-from xdp_erm_py import lab
+from xdp_erm_py import lab, shared
 from xdp_erm_py.errors import UsageError, XdpErmError
 from xdp_erm_py.lab.cable import MAX_FRAME_LEN, SENSOR_INTERFACE, Cable
 from xdp_erm_py.lab.capture import captured, read_pcap
@@ -321,6 +321,20 @@ def test_capture_run(tmp_path):
     assert rows["sent"] == rows["arrived"] == ["28 packets", "28 packets"]
     assert rows["byte-identical"] == ["0 of 25 mirrored", "25 of 25 mirrored"]
     assert "\nother: 3 packets, 180 bytes\n" in done.stdout
+
+
+@needs_root
+@pytest.mark.parametrize("kind", shared.ENCAPSULATIONS)
+def test_any_encapsulation(kind, tmp_path):
+    done = run_lab("--encapsulation", kind, "--flows", "50", "--packets", "500", "--sessions", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert table(done.stdout)["byte-identical"] == ["0 of 500 mirrored", "500 of 500 mirrored"]
+    # Of a capture all are taken.
+    file = tmp_path / "file.pcap"
+    file.write_bytes(pcap(frames=tuple(packet.sent for packet in synthetic(5, 20, encapsulation=kind))))
+    done = run_lab("--pcap", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert table(done.stdout)["byte-identical"] == ["0 of 20 mirrored", "20 of 20 mirrored"]
 
 
 @needs_root

@@ -452,7 +452,8 @@ def packets(patient: Patient) -> Iterator[Result]:
         else:
             senders = _senders(patient) if counter.name.startswith("foreign") else ""
             yield Result(WARNING if decapsulated else PROBLEM,
-                         f"{found} of {of} ERM packets are not decapsulated ({counter.name}): {counter.cure}{senders}")
+                         f"{found} of {of} mirror packets are not decapsulated ({counter.name}): "
+                         f"{counter.cure}{senders}")
 
 
 def _received(patient: Patient) -> bool:

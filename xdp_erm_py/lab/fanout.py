@@ -53,9 +53,9 @@ class Result:
     """Frames by worker."""
     sent: int = 0
     mirrored: int = 0
-    """ERM packets among those sent."""
+    """Mirrored ones among those sent."""
     identical: int | None = 0
-    """ERM packets that arrived as exactly the frame the switch mirrored; None: the workers do not compare."""
+    """Those that arrived as exactly the frame the switch mirrored; None: the workers do not compare."""
     missing: int = 0
     """Packets that did not arrive as they should."""
     unexpected: int = 0

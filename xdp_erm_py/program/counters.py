@@ -31,7 +31,7 @@ _CURES = {
               "headers are in several, `mode: auto` changes to generic mode at the next attach",
     "unmarked": "the driver has no room for the mark that keeps it out of the host, so that it stays wrapped: set "
                 "`mode: generic`, or `isolate: false`",
-    "nested_refused": "they are ERM themselves and stay wrapped: if a switch of yours sends them, add it to `sources` "
+    "nested_refused": "they are wrapped themselves and stay so: if a switch of yours sends them, add it to `sources` "
                       "and set `depth`; else a mirrored host does, and may hide its traffic so",
     "inner_truncated": "they are cut: take `truncation` off the mirror session, and raise the MTU on its way to 1554 "
                        "or more",
