@@ -65,11 +65,10 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     if _is_mixed(config):
         defines.append("CONFIG_MIXED")
     for name, addresses in (("SOURCE", config.sources), ("TARGET", config.targets)):
-        prefixes = _prefixes(addresses, _is_mixed(config))
-        if _is_long(prefixes):
-            defines.append(f"CONFIG_{name}S={len(prefixes)}")
+        if _is_long(addresses):
+            defines.append(f"CONFIG_{name}S={len(_prefixes(addresses, _is_mixed(config)))}")
         else:
-            defines.append(f"CONFIG_IS_{name}(words)={_comparison(prefixes)}")
+            defines.append(f"CONFIG_IS_{name}(words)={_comparison(addresses, _is_mixed(config))}")
     if config.sources or config.targets:
         defines.append("CONFIG_SENDERS")
     if config.sessions:
@@ -87,9 +86,9 @@ def flags(config: InterfaceConfig, variant: Variant = PLAIN) -> list[str]:
     return ["-D" + define for define in defines]
 
 
-def _is_long(prefixes: list[tuple[int, bytes]]) -> bool:
+def _is_long(addresses: tuple[str, ...]) -> bool:
     """Whether an allow list is too long for its prefixes to be compared one by one, so that it is a map."""
-    return len(prefixes) > MOST_COMPARED
+    return len(addresses) > MOST_COMPARED
 
 
 def _is_mixed(config: InterfaceConfig) -> bool:
@@ -98,34 +97,45 @@ def _is_mixed(config: InterfaceConfig) -> bool:
 
 
 def _prefixes(addresses: tuple[str, ...], is_mixed: bool) -> list[tuple[int, bytes]]:
-    """Length and address as the program compares them: 32 bits, or 128, of which IPv4 has ::ffff:0:0/96 for itself."""
+    """Length and address as the program looks them up: 32 bits, or 128, of which IPv4 has ::ffff:0:0/96 for itself."""
     prefixes = []
     for network in map(ipaddress.ip_network, addresses):
-        if isinstance(network, ipaddress.IPv4Network):
-            length, before = (96, _MAPPED.network_address.packed[:12]) if is_mixed else (0, b"")
-            prefixes.append((length + network.prefixlen, before + network.network_address.packed))
+        if isinstance(network, ipaddress.IPv6Network) and network.supernet_of(_MAPPED):
+            prefixes += [_prefix(part, is_mixed) for part in network.address_exclude(_MAPPED)]
         else:
-            parts = network.address_exclude(_MAPPED) if network.supernet_of(_MAPPED) else [network]
-            prefixes += [(part.prefixlen, part.network_address.packed) for part in parts]
+            prefixes.append(_prefix(network, is_mixed))
     return prefixes
+
+
+def _prefix(network: ipaddress.IPv4Network | ipaddress.IPv6Network, is_mixed: bool) -> tuple[int, bytes]:
+    if is_mixed and isinstance(network, ipaddress.IPv4Network):
+        return 96 + network.prefixlen, _MAPPED.network_address.packed[:12] + network.network_address.packed
+    return network.prefixlen, network.network_address.packed
 
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
-def _comparison(prefixes: list[tuple[int, bytes]]) -> str:
+def _comparison(addresses: tuple[str, ...], is_mixed: bool) -> str:
     """C: whether an address, as words in network byte order, is within one of the prefixes; there being none, it is."""
     compared = []
-    for length, packed in prefixes:
-        bits = 8 * len(packed)
-        mask = ((1 << length) - 1 << bits - length).to_bytes(len(packed), "big")
-        words = []
-        for word in range(len(packed) // 4):
-            part, value = (int.from_bytes(whole[4 * word:4 * word + 4], sys.byteorder) for whole in (mask, packed))
-            if part:
-                words.append(f"(((words)[{word}] ^ {value:#x}) & {part:#x})")
-        compared.append(f"!({' | '.join(words)})" if words else "1")
+    for network in map(ipaddress.ip_network, addresses):
+        within = _within(*_prefix(network, is_mixed))
+        if isinstance(network, ipaddress.IPv6Network) and network.supernet_of(_MAPPED):
+            within += f" && !{_within(*_prefix(_MAPPED, is_mixed))}"
+        compared.append(within)
     return "(" + (" || ".join(f"({each})" for each in compared) or "1") + ")"
+
+
+def _within(length: int, packed: bytes) -> str:
+    bits = 8 * len(packed)
+    mask = ((1 << length) - 1 << bits - length).to_bytes(len(packed), "big")
+    words = []
+    for word in range(len(packed) // 4):
+        part, value = (int.from_bytes(whole[4 * word:4 * word + 4], sys.byteorder) for whole in (mask, packed))
+        if part:
+            words.append(f"(((words)[{word}] ^ {value:#x}) & {part:#x})")
+    return f"(!({' | '.join(words)}))" if words else "1"
 
 
 def digest(config: InterfaceConfig, variant: Variant) -> str:
@@ -271,9 +281,8 @@ class Compiled:
 def fill(program: Module, config: InterfaceConfig, variant: Variant) -> None:
     """Puts into a program's maps what it only reads: long allow lists, and the CPUs that take part."""
     for name, addresses in (("sources", config.sources), ("targets", config.targets)):
-        prefixes = _prefixes(addresses, _is_mixed(config))
-        if _is_long(prefixes):
-            for length, packed in prefixes:
+        if _is_long(addresses):
+            for length, packed in _prefixes(addresses, _is_mixed(config)):
                 # The length in bits, then the address in network byte order.
                 bpf.update(program.maps[name], struct.pack("=I", length) + packed, b"\1")
     for lane, cpu in enumerate(variant.cpus):
