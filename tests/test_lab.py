@@ -154,7 +154,8 @@ def test_a_pcap_out_of_a_pipe(tmp_path):
     ours, theirs = os.pipe()
     with os.fdopen(theirs, "wb") as pipe:
         pipe.write(content)
-    args = argparse.Namespace(pcap=pathlib.Path(f"/dev/fd/{ours}"), flows=None, packets=None, sessions=None)
+    args = argparse.Namespace(pcap=pathlib.Path(f"/dev/fd/{ours}"), flows=None, packets=None, sessions=None,
+                              encapsulation=None)
     traffic = lab._traffic(args)
     os.close(ours)
     assert [packet.sent for packet in traffic()] == [packet.sent for packet in traffic()] != []
@@ -354,7 +355,8 @@ def test_a_program_that_does_nothing_is_noticed(monkeypatch, capsys):
     zero = {name: {"packets": 0, "bytes": 0} for name in COUNTERS}
     monkeypatch.setattr(lab.loader, "attach", lambda name, config: [])
     monkeypatch.setattr(lab.stats, "snapshot", lambda name: [{"counters": zero}])
-    assert lab.run(argparse.Namespace(pcap=None, workers=4, flows=100, packets=100, sessions=None, zeek=False)) == 1
+    assert lab.run(argparse.Namespace(pcap=None, workers=4, flows=100, packets=100, sessions=None,
+                                      encapsulation=None, zeek=False)) == 1
     assert capsys.readouterr().err.splitlines() == [
         "xdp-erm lab: with xdp-erm, 100 of 100 packets did not arrive as they should",
         "xdp-erm lab: with xdp-erm, 100 frames arrived that should not: altered, or more than once",
@@ -431,7 +433,7 @@ def test_table_fits_a_terminal(monkeypatch, capsys):
 
 
 def test_synthetic_settings_do_not_go_with_a_capture():
-    args = argparse.Namespace(pcap=CAPTURE, workers=4, flows=None, packets=3, sessions=None)
+    args = argparse.Namespace(pcap=CAPTURE, workers=4, flows=None, packets=3, sessions=None, encapsulation=None)
     with pytest.raises(UsageError, match="--flows, --packets and --sessions are for synthetic traffic"):
         lab.run(args)
 

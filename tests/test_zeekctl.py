@@ -335,10 +335,10 @@ def test_no_failure_of_ours_stops_zeekctl(stopped):
     ({}, {"port": "7932, 0"}, "worker-1: xdp_erm.port: 0 is not a UDP port (1 to 65535)"),
     ({}, {"depth": "4"}, "worker-1: xdp_erm.depth: 4 is not a depth (1 to 3)"),
     ({"mode": "fast"}, {}, "worker-1: xdp_erm.mode: 'fast' is none of auto, native, generic"),
-    ({"sources": "192.0.2.1/24"}, {}, "worker-1: xdp_erm.sources: '192.0.2.1/24' is not an IPv4 prefix like "
-                                      "192.0.2.0/24: 192.0.2.1/24 has host bits set"),
-    ({"targets": "192.0.2.7; touch /run/owned"}, {}, "worker-1: xdp_erm.targets: '192.0.2.7;' is not an IPv4 address "
-                                                     "like 192.0.2.7"),
+    ({"sources": "192.0.2.1/24"}, {}, "worker-1: xdp_erm.sources: '192.0.2.1/24' is not a prefix like "
+                                      "192.0.2.0/24 or 2001:db8::/32: 192.0.2.1/24 has host bits set"),
+    ({"targets": "192.0.2.7; touch /run/owned"}, {}, "worker-1: xdp_erm.targets: '192.0.2.7;' is not an address "
+                                                     "like 192.0.2.7 or 2001:db8::7"),
 ])
 def test_wrong_values_are_refused_before_anything_changes(cluster, options, keys, message):
     installed = f"find {ZEEK}/spool/installed-scripts-do-not-touch -printf '%p %T@\\n'"
@@ -377,7 +377,7 @@ def test_a_wrong_value_stops_a_deploy_before_zeek_is_stopped(stopped):
 def test_an_unknown_option_is_named(cluster):
     cluster.configure(xdp_erm_atach="0")
     assert cluster.zeekctl("install", status=1).startswith(
-        "error: xdp_erm.atach: there is no such option (there are: attach, config, port, vlan, depth, ")
+        "error: xdp_erm.atach: there is no such option (there are: attach, config, encapsulations, port, ")
 
 
 def test_the_port_of_zeekctls_own_server_is_left_to_it(cluster):
