@@ -40,6 +40,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
 
+def refusal(file: Path, text: str, arguments: tuple[str, ...]) -> str:
+    """What the command says, and nothing else, where it refuses file and arguments together."""
+    file.write_text(text)
+    done = run("--config", str(file), *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr
+
+
 # Precedence
 
 def test_built_in_defaults():
@@ -303,9 +311,7 @@ UNSAFE = ("needs `sources`, the switches' addresses (--source): every mirrored h
     ("", ("eth1", "--depth", "2", "--target", "192.0.2.1"), "argument --depth: 2"),
 ], ids=str)
 def test_levels_within_are_peeled_for_known_sources_only(file, text, arguments, where):
-    file.write_text(text)
-    done = run("--config", str(file), *arguments)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"xdp-erm: {where} {UNSAFE}")
+    assert refusal(file, text, arguments) == f"xdp-erm: {where} {UNSAFE}"
 
 
 @pytest.mark.parametrize("text, arguments, problem", [
@@ -319,9 +325,7 @@ def test_levels_within_are_peeled_for_known_sources_only(file, text, arguments, 
      "argument --port: 4789 is a port of both erm and vxlan"),
 ], ids=str)
 def test_settings_that_contradict_each_other(file, text, arguments, problem):
-    file.write_text(text)
-    done = run("--config", str(file), *arguments)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"xdp-erm: {problem}\n")
+    assert refusal(file, text, arguments) == f"xdp-erm: {problem}\n"
 
 
 @pytest.mark.parametrize("text, arguments", [

@@ -137,8 +137,10 @@ def _bridge() -> None:
 
 def _guest(release: str) -> Path:
     root = _root(release, release, _PACKAGES)
-    (root / "init-nics").write_text(_INIT.format(drivers=" ".join(_DRIVERS)))
-    (root / "init-nics").chmod(0o755)
+    init, text = root / "init-nics", _INIT.format(drivers=" ".join(_DRIVERS))
+    if not init.exists() or init.read_text() != text:  # else the disk can stay as it is
+        init.write_text(text)
+        init.chmod(0o755)
     return root
 
 

@@ -81,8 +81,7 @@ def _isolation(attachment: Attachment) -> dict[str, int] | None:
     if not relied or isolation.TAKEN not in attachment.maps or relied.get("balance") is None:
         return None
     accounted = _accounted(attachment) + relied["balance"]
-    with bpf.Map.by_id(attachment.maps[isolation.TAKEN]) as map_:
-        frames, outer_tagged = isolation.taken(map_)
+    frames, outer_tagged = _taken(attachment)
     return {"filter": relied["program"], "taken": frames, "outer_tagged": outer_tagged, "accounted": accounted}
 
 
@@ -111,20 +110,21 @@ def leaked(attachment: Attachment) -> int:
 
 def unmarked(attachment: Attachment) -> int:
     """Frames that could not be marked for isolation where `mode: auto` has chosen native mode. Raises as read()."""
-    if attachment.mode != "native" or attachment.state["config"].get("mode") != "auto":
-        return 0
-    return counters(attachment)["unmarked"]["packets"]
+    return counters(attachment)["unmarked"]["packets"] if _may_leave_native_mode(attachment) else 0
 
 
 def scattered(attachment: Attachment) -> int:
     """Frames that `failed`, where the program for frames in several pieces runs in native mode, chosen by `mode: auto`,
     and most do: their headers are not in the first piece. Raises as read()."""
-    state = attachment.state
-    if attachment.mode != "native" or state["config"].get("mode") != "auto" or not state.get("frags"):
+    if not _may_leave_native_mode(attachment) or not attachment.state.get("frags"):
         return 0
     counted = counters(attachment)
     failed = counted["failed"]["packets"]
     return failed if failed > counted["decapsulated"]["packets"] else 0
+
+
+def _may_leave_native_mode(attachment: Attachment) -> bool:
+    return attachment.mode == "native" and attachment.state["config"].get("mode") == "auto"
 
 
 def wait_for_queues(attachment: Attachment) -> None:
@@ -159,14 +159,16 @@ def _accounted(attachment: Attachment, at_least: bool = True) -> int:
         with Links() as links:
             return links.statistics(attachment.link)["rx_dropped"]
 
-    def taken() -> int:
-        with bpf.Map.by_id(attachment.maps[isolation.TAKEN]) as map_:
-            return isolation.taken(map_)[0]
-
     counted: list[tuple[int, Callable[[], int]]] = [
         (-1, lambda: _summed(attachment, "arrived")), (1, lambda: _summed(attachment, "steered")), (1, dropped),
-        (1, taken)]
+        (1, lambda: _taken(attachment)[0])]
     return sum(sign * count() for sign, count in (counted if at_least else reversed(counted)))
+
+
+def _taken(attachment: Attachment) -> tuple[int, int]:
+    """As isolation.taken()."""
+    with bpf.Map.by_id(attachment.maps[isolation.TAKEN]) as map_:
+        return isolation.taken(map_)
 
 
 def _summed(attachment: Attachment, name: str) -> int:
@@ -174,8 +176,7 @@ def _summed(attachment: Attachment, name: str) -> int:
     if name not in attachment.maps:
         return 0
     with bpf.Map.by_id(attachment.maps[name]) as map_:
-        return sum(struct.unpack("=Q", value)[0] for index in range(map_.info.max_entries)
-                   for value in map_.lookup(struct.pack("=I", index)) or [])
+        return sum(sum(_numbers(map_, index)) for index in range(map_.info.max_entries))
 
 
 def _decapsulated(attachment: Attachment) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .. import shared
+from ..settings import DEFAULTS, IPV4_ONLY, PORTS
 
 MAC_PAIR_LEN = 12
 _IPV6_MORE = 20  # bytes of an IPv6 header, above those of an IPv4 header
@@ -72,17 +73,11 @@ class Encapsulation(NamedTuple):
     """As it is configured, and in bpf/shared.h."""
     transport: str
     """udp or gre."""
-    ports: tuple[int, ...]
-    """UDP destination ports by default."""
-    setting: str | None
-    """What its ports are called in the configuration."""
     types: tuple[int, ...]
     """GRE types."""
     overhead: int
     """Most bytes of a frame beyond the 1514 of a full mirrored one: the outer Ethernet header, IPv4 without options and
     all that follows, and the mirrored frame's tag where it stays in the frame."""
-    ipv6: bool
-    """Whether it can come in IPv6 as well."""
     session: str
     """What tells the sessions of one sender apart."""
     zeek: str
@@ -92,6 +87,21 @@ class Encapsulation(NamedTuple):
     wrap: Callable[[bytes, int, int, bool, int], bytes]
     """The inverse: frame without its tag, session, tag control information (0: none), whether it was tagged, and the
     frame's number."""
+
+    @property
+    def setting(self) -> str | None:
+        """What its UDP destination ports are called in the configuration."""
+        return PORTS.get(self.name)
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Those by default."""
+        return tuple(DEFAULTS[self.setting]) if self.setting else ()
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether it can come in IPv6 as well."""
+        return self.name not in IPV4_ONLY
 
 
 def take(data: bytes, length: int) -> bytes:
@@ -233,17 +243,17 @@ def _wrap_tzsp(frame: bytes, session: int, tci: int, is_tagged: bool, number: in
 
 #: All of them, by name; in the order of enum encapsulation in bpf/shared.h.
 ENCAPSULATIONS = {each.name: each for each in (
-    Encapsulation("erm", "udp", (shared.ERM_DEFAULT_PORT,), "port", (), 54, False, "UDP source port",
+    Encapsulation("erm", "udp", (), 54, "UDP source port",
                   "scripts/fallback.zeek", _unwrap_erm, _wrap_erm),
-    Encapsulation("erspan", "gre", (), None, (ETHERTYPE_ERSPAN, ETHERTYPE_ERSPAN_III), 66, True, "ERSPAN session id",
+    Encapsulation("erspan", "gre", (ETHERTYPE_ERSPAN, ETHERTYPE_ERSPAN_III), 66, "ERSPAN session id",
                   "its GRE analyzer", _unwrap_erspan, _wrap_erspan),
-    Encapsulation("gre", "gre", (), None, (ETHERTYPE_BRIDGING, ETHERTYPE_IPV4, ETHERTYPE_IPV6), 54, True, "GRE key",
+    Encapsulation("gre", "gre", (ETHERTYPE_BRIDGING, ETHERTYPE_IPV4, ETHERTYPE_IPV6), 54, "GRE key",
                   "its GRE analyzer", _unwrap_gre, _wrap_gre),
-    Encapsulation("vxlan", "udp", (shared.VXLAN_DEFAULT_PORT,), "vxlan_port", (), 54, True, "VNI",
+    Encapsulation("vxlan", "udp", (), 54, "VNI",
                   "its VXLAN analyzer", _unwrap_vxlan, _wrap_vxlan),
-    Encapsulation("geneve", "udp", (shared.GENEVE_DEFAULT_PORT,), "geneve_port", (), 306, True, "VNI",
+    Encapsulation("geneve", "udp", (), 306, "VNI",
                   "its GENEVE analyzer", _unwrap_geneve, _wrap_geneve),
-    Encapsulation("tzsp", "udp", (shared.TZSP_DEFAULT_PORT,), "tzsp_port", (), 51, False, "UDP source port",
+    Encapsulation("tzsp", "udp", (), 51, "UDP source port",
                   "not at all", _unwrap_tzsp, _wrap_tzsp),
 )}
 
