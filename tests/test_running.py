@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.traffic import synthetic
 
-DEFAULT = InterfaceConfig()
+DEFAULT, NATIVE = InterfaceConfig(), InterfaceConfig(mode="native")
 PACKET = next(iter(synthetic(flows=1, packets=1))).sent
 NOT_RUN = ("the driver does not run the program: it has seen none of the last {} packets: `xdp-erm attach --mode "
            f"generic {SENSOR}` works with every driver")
@@ -68,7 +67,7 @@ def wait_until_seen(packets: int) -> None:
 def test_a_driver_that_does_not_run_the_program(driver):
     """From the first minute on: attach says so itself, where packets come at once."""
     driver.each_time = 150
-    *_, last = loader.attach(SENSOR, DEFAULT)
+    *_, last = loader.attach(SENSOR, NATIVE)
     assert last.startswith(f"{SENSOR}: warning: the driver does not run the program: it has seen none of the last ")
     assert unseen() > running.SUSPECTED
     (result, text), = says("run_by_driver")
@@ -78,6 +77,44 @@ def test_a_driver_that_does_not_run_the_program(driver):
     assert unseen() == 0  # whatever it was, it is over
     (result, text), = says("run_by_driver")
     assert (result, text.startswith("the program has seen none of ")) == (WARNING, True)
+
+
+def test_where_it_may_it_goes_to_generic_mode_at_once(driver):
+    """Nobody need look and attach again."""
+    driver.each_time = 150
+    said = loader.attach(SENSOR, DEFAULT)
+    assert [line for line in said if "does not run the program in native mode" in line
+            and line.endswith("packets: using generic mode, which is slower")]
+    assert stats.snapshot(SENSOR)[0]["mode"] == "generic"
+
+
+def test_a_driver_that_counts_late_keeps_native_mode(driver, cable, monkeypatch):
+    """Packets from before seem to come unseen, until the first are seen."""
+    driver.each_time = 150
+    doubted, done = threading.Event(), threading.Event()
+    look = running.unseen
+
+    def unseen_at_first(*arguments) -> int:
+        missed = look(*arguments)
+        doubted.set()
+        return missed
+
+    monkeypatch.setattr(running, "unseen", unseen_at_first)
+
+    def send() -> None:
+        doubted.wait(60)
+        while not done.wait(0.005):
+            cable.send(PACKET)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        said = loader.attach(SENSOR, DEFAULT)
+    finally:
+        done.set()
+        sender.join(60)
+    assert len(set(said)) == len(said)
+    assert said[-1] == f"{SENSOR}: already attached (native, program {stats.snapshot(SENSOR)[0]['program_id']})"
 
 
 def test_one_that_stops_running_it(driver, cable):
@@ -93,8 +130,7 @@ def test_one_that_stops_running_it(driver, cable):
     with Links() as links:
         found = ours.find(links, SENSOR)
         assert running.told(found, 240) == NOT_RUN.format(240)
-    native = dataclasses.replace(DEFAULT, mode="native")
-    assert loader.attach(SENSOR, native)[-1].startswith(f"{SENSOR}: warning: the driver does not run the program")
+    assert loader.attach(SENSOR, NATIVE)[-1].startswith(f"{SENSOR}: warning: the driver does not run the program")
     # Where it may, the next attach takes the mode that needs nothing of the driver.
     assert any(line.startswith(f"{SENSOR}: the driver does not run the program in native mode: it has seen none of the "
                                "last ") and line.endswith("packets: using generic mode, which is slower")

@@ -32,11 +32,25 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
     says otherwise or an offload that came on with the program cannot be turned off. `force` replaces another's program.
     """
     require_to_change()
-    with exclusive() as journal, Links() as links, contextlib.ExitStack() as opened:
+    with exclusive() as journal, Links() as links:
+        said, not_run = _attach_once(journal, links, name, config, force)
+        if not_run and config.mode == "auto":  # then generic mode it is, without waiting for anybody to look
+            more, not_run = _attach_once(journal, links, name, config, force, doubted=True)
+            said += [line for line in more if line not in said]
+        return said + not_run
+
+
+def _attach_once(journal: Journal, links: Links, name: str, config: InterfaceConfig, force: bool,
+                 doubted: bool = False) -> tuple[list[str], list[str]]:
+    """A line for each thing that was done, and one where the driver does not run the program.
+
+    `doubted`: the driver seems not to run the native program that is attached, so that a longer look decides.
+    """
+    with contextlib.ExitStack() as opened:
         link, mended = _mend(journal, links, name)
         attaching = _Attaching(journal, links, opened, link, config)
         attaching.said += mended
-        attaching.choose(force)
+        attaching.choose(force, doubted)
         try:
             attaching.change()
         except BaseException as error:  # Ctrl-C as well
@@ -44,8 +58,7 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
             if isinstance(error, OSError):
                 raise XdpErmError(f"{link.name}: not attached: {error.strerror}") from error
             raise
-        attaching.settle()
-        return attaching.said
+        return attaching.said, attaching.settle()
 
 
 class _Attaching:
@@ -70,7 +83,7 @@ class _Attaching:
         #: A line for each thing that was done.
         self.said: list[str] = []
 
-    def choose(self, force: bool) -> None:
+    def choose(self, force: bool, doubted: bool) -> None:
         """The ways to attach that the driver may take. What fails here fails before anything is changed."""
         link, config, current = self._link, self._config, self._current
         if link.program_id is not None and current is None and not force:
@@ -78,7 +91,7 @@ class _Attaching:
         topology.check(link)
         if link.program_id is None:
             self.said += topology.conflicts(self._links, link)
-        mode, why_generic = _mode(self._links, link, current, config)
+        mode, why_generic = _mode(self._links, link, current, config, doubted)
         if why_generic:
             self.said.append(f"{link.name}: {why_generic}: using generic mode, which is slower")
         refused = bpf_refused()
@@ -124,8 +137,8 @@ class _Attaching:
             nic.restore(self._links, self._links.find(self._link.name), self._changes)
         self._journal.end(self._link)
 
-    def settle(self) -> None:
-        """What can be done and known only now that the program is attached."""
+    def settle(self) -> list[str]:
+        """What can be done and known only now that the program is attached; a line if the driver does not run it."""
         links, name = self._links, self._link.name
         self._journal.end(self._link)  # it is in the program's state now
         attached = find(links, name)
@@ -154,8 +167,7 @@ class _Attaching:
         self._journal.end(self._link)
         attached.state = state
         missed = running.unseen(links, attached, _PATIENCE, 1 if self._programs else running.SUSPECTED)
-        if missed:
-            self.said.append(f"{name}: warning: {running.told(attached, missed)}")
+        return [f"{name}: warning: {running.told(attached, missed)}"] if missed else []
 
     def _intend(self, more: dict[str, Any]) -> None:
         """Notes what is about to be changed, for the next command in case that this one is killed."""
@@ -178,13 +190,14 @@ def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:
     return link, undone
 
 
-def _mode(links: Links, link: Link, current: Attachment | None, config: InterfaceConfig) -> tuple[str, str | None]:
+def _mode(links: Links, link: Link, current: Attachment | None, config: InterfaceConfig,
+          doubted: bool) -> tuple[str, str | None]:
     """The mode to attach in, and why it is generic: some drivers' native mode does not do."""
     scattered = stats.scattered(current) if current else 0
     if scattered and config.mode == "auto":
         return "generic", f"the driver has the headers of {scattered} frames in several pieces of memory"
     if current and current.mode == "native" and config.mode == "auto":
-        missed = running.unseen(links, current, _PATIENCE)
+        missed = running.unseen(links, current, *((4 * _PATIENCE, 1) if doubted else (_PATIENCE, running.SUSPECTED)))
         if missed:
             return "generic", (f"{running.not_run(current)} in native mode: it has seen none of the last {missed} "
                                "packets")
