@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
 from typing import Any
 
 import pytest
@@ -182,6 +184,30 @@ def test_the_hash_stays_unless_steering_goes_by_it(driver):
 def test_only_some_drivers_need_the_hash(driver, monkeypatch):
     monkeypatch.setattr(sysfs, "driver", lambda _: "ixgbe")
     assert nic.steer([NIC], (0, 1), {}, Kept()) == ["eth9: turned off rx-hashing, which is the wrapping's hash"]
+
+
+@pytest.mark.parametrize("driver, offered, longest", [
+    ("virtio_net", (0, 1, 5, 16, 17), 1518),  # no more than checksums, an address, a link's state and a control queue
+    ("virtio_net", (0, 1, 5, 15), None), ("virtio_net", (7, 8), None), ("virtio_net", (3,), None), ("igb", (0,), None)])
+def test_a_virtio_nic_whose_buffers_are_short(monkeypatch, tmp_path, driver, offered, longest):
+    device = tmp_path / "class" / "net" / NIC.name / "device"
+    device.mkdir(parents=True)
+    (device / "driver").symlink_to(f"../drivers/{driver}")
+    (device / "features").write_text("".join("1" if bit in offered else "0" for bit in range(64)) + "\n")
+
+    @contextlib.contextmanager
+    def mounted():
+        root = os.open(tmp_path, os.O_RDONLY)
+        yield root
+        os.close(root)
+
+    monkeypatch.setattr(sysfs, "mounted", mounted)
+    assert sysfs.longest_frame(NIC) == longest
+    assert nic.short_buffers(NIC, 1500) == []
+    said = nic.short_buffers(NIC, 1554)
+    assert said == ([] if longest is None else [
+        "the hypervisor drops frames for it of more than 1518 bytes, whatever the MTU, and full-size mirrored ones "
+        "have 1568: let it offer mergeable receive buffers (QEMU: mrg_rxbuf=on)"])
 
 
 def test_what_cannot_be_turned_off_is_said_where_it_does_harm(driver, cable, monkeypatch):

@@ -284,6 +284,16 @@ def mtu(patient: Patient) -> Iterator[Result]:
         yield Result(OK, f"MTU is {patient.link.mtu}")
 
 
+def buffers(patient: Patient) -> Iterator[Result]:
+    least = encapsulations.least_mtu(patient.settings["encapsulations"],
+                                     patient.settings["sources"] + patient.settings["targets"])
+    with Links() as links:
+        stack = topology.stack(links, patient.link)
+    for link in stack:
+        for line in nic.short_buffers(link, least):
+            yield Result(PROBLEM, line if link == patient.link else f"{link.name}: {line}")
+
+
 def allow_lists(patient: Patient) -> Iterator[Result]:
     ports = ", ".join(map(str, patient.settings["port"]))
     for key, what in (("sources", "the switches' addresses"), ("targets", "the address that the mirror sessions name")):
@@ -516,4 +526,4 @@ HOST_CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (kernel, rights, modul
 LINK_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (interface, place, address, mtu, allow_lists)
 #: Of one that our program is attached to.
 PROGRAM_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (
-    mode, run_by_driver, isolated, offloads, packets, losses, queues, reports)
+    mode, run_by_driver, isolated, offloads, buffers, packets, losses, queues, reports)

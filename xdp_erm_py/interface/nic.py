@@ -37,6 +37,8 @@ ONE_QUEUE_WITHOUT_HASHING = ("i40e", "ice")
 #: What does no harm where it cannot be turned off: Zeek believes the verdict only with AF_Packet::CHECKSUM_KERNEL.
 TOLERATED = ("rx-checksum",)
 
+_ETHERNET_HEADER = 14  # bytes
+
 
 #: Told of a change before it is made, so that it can be undone even where the command ends half-way.
 Intend = Callable[[dict[str, Any]], None]
@@ -50,6 +52,7 @@ def prepare(links: Links, stack: list[Link], least_mtu: int, set_mtu: bool, inte
     """
     said = []
     for link, intend_here in reversed(_each(stack, intend)):  # a VLAN's MTU is no larger than that of what it stands on
+        said += [f"{link.name}: warning: {line}" for line in short_buffers(link, least_mtu)]
         if link.mtu < least_mtu and set_mtu:
             intend_here({"mtu": [link.mtu, least_mtu]})
             links.set_mtu(link, least_mtu)
@@ -61,6 +64,16 @@ def prepare(links: Links, stack: list[Link], least_mtu: int, set_mtu: bool, inte
         if turned_off:
             said.append(f"{link.name}: turned off {', '.join(turned_off)}")
     return said
+
+
+def short_buffers(link: Link, least_mtu: int) -> list[str]:
+    """What is to be said of a NIC that cannot receive full-size mirrored frames, whatever its MTU."""
+    longest = sysfs.longest_frame(link)
+    wanted = least_mtu + _ETHERNET_HEADER
+    if longest is None or longest >= wanted:
+        return []
+    return [f"the hypervisor drops frames for it of more than {longest} bytes, whatever the MTU, and full-size "
+            f"mirrored ones have {wanted}: let it offer mergeable receive buffers (QEMU: mrg_rxbuf=on)"]
 
 
 def settle(stack: list[Link], intend: Intend) -> list[str]:

@@ -19,6 +19,11 @@ _CLOEXEC, _CMD_CREATE = 1, 6
 
 _SYS = "/sys"
 
+# uapi linux/virtio_net.h: with a MTU of the host's, TSO4, TSO6, ECN or UFO for the guest, or mergeable buffers, longer
+# frames come in than this, which is an Ethernet header, a VLAN tag and 1500 bytes.
+_LONGER_FRAMES = (3, 7, 8, 9, 10, 15)
+_VIRTIO_FRAME = 1518
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,6 +80,18 @@ def driver(link: Link) -> str | None:
             return os.path.basename(os.readlink(f"class/net/{link.name}/device/driver", dir_fd=root))
         except OSError:
             return None
+
+
+def longest_frame(link: Link) -> int | None:
+    """What fits the buffers of its NIC whatever the MTU, in bytes without FCS; None: no such limit is known.
+
+    virtio_net has it where the hypervisor offers neither mergeable buffers nor the like, and drops what is longer.
+    """
+    if driver(link) != "virtio_net":
+        return None
+    with mounted() as root:
+        offered = read(root, f"class/net/{link.name}/device/features")
+    return None if any(offered[feature:feature + 1] == "1" for feature in _LONGER_FRAMES) else _VIRTIO_FRAME
 
 
 def read(root: int, path: str) -> str:
