@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import gzip
+import itertools
 import json
 import re
 import shutil
@@ -22,7 +23,8 @@ from program import overstate
 
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import Cable
-from xdp_erm_py.lab.traffic import synthetic
+from xdp_erm_py.lab.traffic import SESSIONS, synthetic
+from xdp_erm_py.shared import ENCAPSULATIONS
 
 pytestmark = [needs_zeek, pytest.mark.usefixtures("xdp")]
 
@@ -112,6 +114,39 @@ def test_each_inner_flow_is_on_one_worker_and_everything_is_counted_once(stopped
         seen[key_of(row)] += row["orig_pkts"] + row["resp_pkts"]
     assert seen == {flow: counted.packets for flow, counted in mirrored_flows(TRAFFIC).items()}
     assert cluster.rows("xdp_erm") == []
+
+
+def test_one_session_of_each_encapsulation(stopped):
+    """Of each, as of any: all flows, once, on all workers, with their VLANs; none of the wrapping's."""
+    cluster, flows, packets = stopped, 100, 400
+    mirrors = {name: list(synthetic(flows, packets, 1, name, first=flows * number))
+               for number, name in enumerate(ENCAPSULATIONS)}
+    cluster.configure(xdp_erm_encapsulations=" ".join(mirrors))
+    cluster.zeekctl("deploy")
+    cluster.mirror(itertools.chain.from_iterable(zip(*mirrors.values())))
+    cluster.zeekctl("stop", "workers")
+
+    rows = collections.defaultdict(list)
+    for row in cluster.wait_for_rows("conn", lambda rows: len(rows) >= flows * len(mirrors)):
+        rows[key_of(row)].append(row)
+    for name, traffic in mirrors.items():
+        expected = mirrored_flows(traffic)
+        found = {flow: rows.pop(flow, []) for flow in expected}
+        assert {flow: [Flow(row["orig_pkts"] + row["resp_pkts"], row.get("vlan")) for row in seen]
+                for flow, seen in found.items()} == {flow: [each] for flow, each in expected.items()}, name
+        assert sorted({row["worker"] for row, in found.values()}) == WORKERS, name
+    assert not rows
+
+    reports = cluster.wait_for_rows("xdp_erm", lambda rows: decapsulated(rows) >= packets * len(mirrors))
+    assert decapsulated(reports) == packets * len(mirrors)
+    assert sum(row["decapsulated.bytes"] for row in reports) == sum(
+        len(packet.sent) for traffic in mirrors.values() for packet in traffic)
+    counted: collections.Counter[tuple[str, str, int]] = collections.Counter()
+    for row in cluster.wait_for_rows("xdp_erm_sessions", lambda rows: sum(row["packets"] for row in rows)
+                                     >= packets * len(mirrors)):
+        counted[row["encapsulation"], row["source"], row["id"]] += row["packets"]
+    (session,) = SESSIONS[:1]
+    assert counted == {(name, session.source, session.id): packets for name in mirrors}
 
 
 def test_a_zeek_that_stands_alone(stopped):

@@ -111,11 +111,15 @@ class Flow:
         return internet_checksum(pseudo_header + segment)
 
 
-def synthetic(flows: int, packets: int, sessions: int = len(SESSIONS), encapsulation: str = "erm") -> Iterator[Packet]:
-    """Yield `packets` mirrored ones of `flows` flows, taking turns, in so many sessions; the same ones at each call."""
+def synthetic(flows: int, packets: int, sessions: int = len(SESSIONS), encapsulation: str = "erm",
+              first: int = 0) -> Iterator[Packet]:
+    """Yield `packets` mirrored ones of `flows` flows, taking turns, in so many sessions; the same ones at each call.
+
+    `first` is the first flow's number: those of other numbers are others.
+    """
     rng = random.Random(SEED)
     chosen = [session._replace(encapsulation=encapsulation) for session in SESSIONS[:sessions]]
-    conversations = [Flow(number, rng, chosen) for number in range(flows)]
+    conversations = [Flow(number, rng, chosen) for number in range(first, first + flows)]
     sent = dict.fromkeys(chosen, 0)
     for number, flow in enumerate(itertools.islice(itertools.cycle(conversations), packets)):
         side, frame = flow.next_frame(number, rng)
