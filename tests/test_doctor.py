@@ -119,6 +119,20 @@ def test_publisher(cable):
     assert found("publisher") == none  # it is gone, its file is not
 
 
+def test_fanout(cable, monkeypatch):
+    """One group cannot have members on two interfaces; one interface can have two groups."""
+    def told(*workers):
+        monkeypatch.setattr(systemd, "zeek_workers", lambda: [
+            systemd.Worker("zeek-worker", interface, number) for interface, number in workers])
+        return found("fanout")
+
+    assert told(("eth1", "23"), ("eth1", "23"), ("eth1", "24"), ("eth2", "25"), ("eth3", None), ("eth4", None)) == []
+    ((result, text),) = told(("eth2", "7"), ("eth1", "7"), ("eth3", "8"))
+    assert result == WARNING
+    assert text.startswith("Zeek's workers of eth1, eth2 have one AF_PACKET fanout id (7), ")
+    assert "`worker_args = AF_Packet::fanout_id=NUMBER`" in text
+
+
 def test_interfaces(cable):
     """Those named, else the configured and the attached ones."""
     def examined(*names):

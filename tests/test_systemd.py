@@ -546,6 +546,12 @@ def drop_in(unit: str) -> str:
     return f"/etc/systemd/system/{unit}.d/xdp-erm.conf"
 
 
+def groups(booted: Booted) -> str:
+    """What doctor says of AF_PACKET's groups."""
+    checks = json.loads(booted.run(str(XDP_ERM), "doctor", "--json").stdout)["checks"]
+    return "".join(check["text"] for check in checks if check["check"] == "fanout")
+
+
 @needs_generator
 def test_interfaces_of_zeek_conf(zeek_conf: ZeekConf) -> None:
     """Those of AF_PACKET, with all templates filled in; the workers come after what attaches."""
@@ -567,6 +573,12 @@ def test_interfaces_of_zeek_conf(zeek_conf: ZeekConf) -> None:
     assert "zeek-setup.service" in booted.state("xdp-erm@mon0", "Before").split()
     assert "xdp-erm" not in booted.state("zeek-worker-udp@1", "After")
 
+    assert "workers of mon0, mon1, mon2 have one AF_PACKET fanout id (23), so " in groups(booted)
+    for more in ("fanout_id=42", "enable_fanout=F"):
+        zeek_conf.configure(SECTIONS.replace("[interface o", f"worker_args = AF_Packet::{more}\n[interface o"))
+        booted.do("systemctl", "daemon-reload")
+        assert "workers of mon1, mon2 have" in groups(booted)
+
     # Without sections, and with other workers; what is not up to date is removed.
     zeek_conf.configure("interface = af_packet::mon1\nworkers = 1\nmanager = 1\n")
     assert booted.xdp_erm("systemd", "install", "--require").splitlines() == [
@@ -579,6 +591,7 @@ def test_interfaces_of_zeek_conf(zeek_conf: ZeekConf) -> None:
     assert "xdp-erm@mon1.service" in booted.state("zeek-worker@1", "Requires").split()
     doctor = json.loads(booted.run(str(XDP_ERM), "doctor", "--json").stdout)["checks"]
     assert {check["interface"] for check in doctor} == {None, "mon1"}
+    assert groups(booted) == ""
 
     # A configuration of ours that names interfaces counts more.
     booted.write("/etc/xdp-erm.yaml", "interfaces: {mon0: {}}")
@@ -660,7 +673,8 @@ def test_workers_do_not_start_where_attaching_failed(zeek_conf: ZeekConf) -> Non
     booted.add_interface("mon1")
     zeek_conf.configure("[zeek]\nmanager = 0\narchiver = 0\n"
                         "[interface mon0]\ninterface = af_packet::mon0\nworkers = 1\n"
-                        "[interface mon1]\ninterface = af_packet::mon1\nworkers = 1\n")
+                        "[interface mon1]\ninterface = af_packet::mon1\nworkers = 1\n"
+                        "worker_args = AF_Packet::fanout_id=24\n")
     booted.write(f"{ZEEK}/share/zeek/site/local.zeek", LOCAL_ZEEK)
     booted.write("/etc/systemd/system/xdp-erm@mon0.service.d/fails.conf",
                  "[Service]\nExecStart=\nExecStart=/bin/false\n")

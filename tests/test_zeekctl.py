@@ -458,6 +458,27 @@ def test_an_alternative_name_of_the_interface(stopped):
         cluster.machine.run("ip", "link", "property", "del", "dev", SENSOR, "altname", "mirror0")
 
 
+def test_two_interfaces_need_two_fanout_ids(stopped):
+    cluster = stopped
+    cluster.machine.shell("ip link add mon9 up type veth peer name peer9; ip link set peer9 up")
+    try:
+        more = nodes() + section("more", "worker", interface="mon9", lb_method="af_packet", lb_procs="1")
+        warning = f"127.0.0.1: warning  host: workers of {SENSOR}, mon9 have one AF_PACKET fanout id (23), so that "
+        cluster.configure(more)
+        cluster.zeekctl("deploy", status=None)
+        assert cluster.running() == ["manager", "proxy-1", *WORKERS]
+        assert "Invalid argument" in cluster.zeekctl("diag", "more-1", status=None)
+        assert cluster.zeekctl("xdp_erm.doctor", status=None).count(warning) == 1
+
+        cluster.configure(more + "af_packet_fanout_id=24\n")
+        cluster.zeekctl("deploy")
+        assert cluster.running() == ["manager", "proxy-1", *WORKERS, "more-1"]
+        assert "fanout id" not in cluster.zeekctl("xdp_erm.doctor", status=None)
+    finally:
+        cluster.zeekctl("stop", status=None)
+        cluster.machine.run("ip", "link", "delete", "mon9")
+
+
 def test_settings_get_to_the_program_and_to_the_scripts(stopped):
     """Those of a node before those for all, those of a file on the host below both; quoted, whatever is in them."""
     cluster = stopped

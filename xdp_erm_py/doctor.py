@@ -109,7 +109,7 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
     with Links() as links:
         if not names:
             running = [found.link.name for found in ours.find_all(links)] if known else []
-            names = [*configuration.interfaces, *running, *_of_zeeks_units()]
+            names = [*configuration.interfaces, *running, *(worker.interface for worker in _zeeks_units())]
         if not names:
             yield Finding(None, "interfaces", PROBLEM, "no interface: name one, or put it under `interfaces` in "
                                                        f"{file or config.DEFAULT_PATH}")
@@ -129,10 +129,10 @@ def examine(names: list[str], file: Path | None = None) -> Iterator[Finding]:
                 yield from _findings(patient, each)
 
 
-def _of_zeeks_units() -> list[str]:
-    """The interfaces that Zeek's own units capture from, which are made of its zeek.conf."""
+def _zeeks_units() -> list[systemd.Worker]:
+    """Those of Zeek's own workers, which are made of its zeek.conf."""
     try:
-        return [worker.interface for worker in systemd.zeek_workers()]
+        return systemd.zeek_workers()
     except XdpErmError:  # systemctl does not answer here, as in a container
         return []
 
@@ -199,6 +199,18 @@ def publisher() -> Iterator[Result]:
     else:
         yield Result(WARNING, "no publisher runs, so Zeek gets no counters: `zeekctl start` starts one, or `systemctl "
                               f"start {systemd.PUBLISHER}`")
+
+
+def fanout() -> Iterator[Result]:
+    groups: dict[str | None, set[str]] = {}
+    for worker in _zeeks_units():
+        groups.setdefault(worker.fanout_id, set()).add(worker.interface)
+    for number, names in groups.items():
+        if number and len(names) > 1:
+            yield Result(WARNING, f"Zeek's workers of {', '.join(sorted(names))} have one AF_PACKET fanout id "
+                                  f"({number}), so that those of one interface start and the others do not: unless a "
+                                  "script does, give each a section in zeek.conf with an id of its own "
+                                  "(`worker_args = AF_Packet::fanout_id=NUMBER`)")
 
 
 # An interface
@@ -521,7 +533,7 @@ def _duration(length: float) -> str:
     return f"{length:.0f} s" if length < 300 else f"{length / 60:.0f} minutes"
 
 
-HOST_CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (kernel, rights, modules, publisher)
+HOST_CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (kernel, rights, modules, publisher, fanout)
 #: Of any interface.
 LINK_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (interface, place, address, mtu, allow_lists)
 #: Of one that our program is attached to.

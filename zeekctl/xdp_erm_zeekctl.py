@@ -343,9 +343,22 @@ class XdpErm(ZeekControl.plugin.Plugin):
                                                       if capture.node.addr == node.addr)))
             for node in nodes])
         for node, outcome in zip(nodes, outcomes):
-            for line in outcome.output.splitlines():
+            for line in (*outcome.output.splitlines(), *self._shared_fanout_ids(node)):
                 cmdout.info(f"{node.host}: {line}")
         return not stale and all(outcome.success for outcome in outcomes)
+
+    def _shared_fanout_ids(self, node: Any) -> Iterable[str]:
+        """What doctor says of workers on the node's host whose groups the kernel cannot tell apart."""
+        groups: dict[str, list[str]] = {}
+        for capture in self._captures():
+            if capture.node.addr == node.addr:
+                for number in sorted({_fanout_id(worker) for worker in capture.nodes} - {""}):
+                    groups.setdefault(number, []).append(capture.interface)
+        for number, interfaces in groups.items():
+            if len(interfaces) > 1:
+                yield (f"warning  host: workers of {', '.join(interfaces)} have one AF_PACKET fanout id ({number}), so "
+                       "that those of one interface start and the others do not: unless a script does, give those of "
+                       "each, in node.cfg, `lb_procs` and an `af_packet_fanout_id` of their own")
 
     # The configuration
 
@@ -588,6 +601,13 @@ def _uses_af_packet(node: Any) -> bool:
     # zeekctl's own plugin puts the prefix before the interface when it comes to lb_method.
     return node.type in ("worker", "standalone") and bool(node.interface) and (
         node.interface.startswith("af_packet::") or node.lb_method == "af_packet")
+
+
+def _fanout_id(node: Any) -> str:
+    """Of the group that the worker joins; empty: of none. Where there is no lb_procs, zeekctl heeds neither key."""
+    keys = ("af_packet_enable_fanout", "af_packet_fanout_id")
+    enabled, number = (getattr(node, key, "") if node.lb_procs else "" for key in keys)
+    return "" if enabled == "F" else number or "23"  # Zeek's default
 
 
 def _version() -> str:

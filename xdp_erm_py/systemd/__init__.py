@@ -31,6 +31,9 @@ UNITS = (PUBLISHER, TEMPLATE)  # in the order to stop them: the publisher's last
 MARKER = "# Written by `xdp-erm systemd install`"
 DROP_IN = "xdp-erm.conf"
 
+#: The one that Zeek takes where nothing says otherwise.
+ZEEKS_FANOUT_ID = "23"
+
 #: It is there where systemd runs the system, see sd_booted(3).
 _BOOTED = Path("/run/systemd/system")
 _SYSTEMCTL_SECONDS = 300
@@ -81,7 +84,7 @@ def _install(args: argparse.Namespace) -> None:
             raise XdpErmError(f"{name}: there is no such interface now, and systemd can only wait for an interface by "
                               "its own name: name that, or install once it is there")
     texts = {UNIT_DIRECTORY / unit: unit_text(unit, _command()) for unit in UNITS}
-    workers = [Worker(unit, own.get(interface, interface)) for unit, interface in workers]
+    workers = [worker._replace(interface=own.get(worker.interface, worker.interface)) for worker in workers]
     drop_ins = _drop_ins([worker for worker in workers if worker.interface in names], args.require)
     changed = [path for path, text in [*texts.items(), *drop_ins.items()] if _read_ours(path) != text]
     for path in changed:
@@ -136,6 +139,8 @@ class Worker(NamedTuple):
 
     unit: str
     interface: str
+    fanout_id: str | None
+    """That of AF_PACKET's group which it joins, unless a script says otherwise; None: fanout is off."""
 
 
 def zeek_workers() -> list[Worker]:
@@ -151,13 +156,20 @@ def zeek_workers() -> list[Worker]:
     if not units:
         return []
     workers = []
-    for block in _output("systemctl", "show", "--property=Id,Environment", *sorted(units)).split("\n\n"):
+    for block in _output("systemctl", "show", "--property=Id,Environment,ExecStart", *sorted(units)).split("\n\n"):
         shown = _assignments(block.splitlines())
         environment = _assignments(shlex.split(shown.get("Environment", "")))
         source, _, interface = environment.get("INTERFACE", "").rpartition("::")
         if source == "af_packet":
-            workers.append(Worker(shown["Id"], interface))
+            workers.append(Worker(shown["Id"], interface, _fanout_id(shown.get("ExecStart", ""))))
     return workers
+
+
+def _fanout_id(command: str) -> str | None:
+    if "AF_Packet::enable_fanout=F" in command:
+        return None
+    found = re.search(r"AF_Packet::fanout_id=(\d+)", command)
+    return found[1] if found else ZEEKS_FANOUT_ID
 
 
 def _assignments(texts: list[str]) -> dict[str, str]:
