@@ -32,6 +32,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
+from shell import shell
 
 from xdp_erm_py import doctor, lab, shared
 from xdp_erm_py.errors import XdpErmError
@@ -436,6 +437,19 @@ def test_rps_comes_and_goes(cable):
     assert f"{SENSOR_INTERFACE}: receive packet steering of rx-0 is as before" in \
         loader.detach(SENSOR_INTERFACE)
     assert masks() == before
+
+
+def test_more_queues_than_anybody_has(cable):
+    """What was changed is a part of the program's state, which has room for it."""
+    shell("ip link add many mtu 3500 numrxqueues 600 type veth peer name end mtu 3500; ip link set many up")
+    with Links() as links:
+        before = rps.masks(links.find("many"))
+    loader.attach("many", RPS)
+    with Links() as links:
+        assert len(find(links, "many").state["nic"]["rps"]) == 600
+    loader.detach("many")
+    with Links() as links:
+        assert rps.masks(links.find("many")) == before
 
 
 def test_a_mask_that_was_there_comes_back(cable):

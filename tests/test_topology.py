@@ -12,7 +12,7 @@ from shell import shell
 from xdp_erm_py import cli, doctor, lab
 from xdp_erm_py.doctor import PROBLEM, WARNING
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import loader, topology
+from xdp_erm_py.interface import loader, ours, topology
 from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.kernel.netlink import Refused
 from xdp_erm_py.lab import fanout
@@ -208,6 +208,23 @@ def test_two_that_became_one_stack_are_detached_at_once(cable, capsys):
         for name in (SENSOR, "bridge0"):
             loader.attach(name, DEFAULT)
         shell(f"ip link set {SENSOR} master bridge0")
+
+
+@pytest.mark.parametrize("first", [1, 60])
+def test_a_bridge_of_many_ports(cable, first):
+    """What was changed of each is a part of the program's state, which has room for it, also for those to come."""
+    shell("ip link add bridge0 type bridge; ip link set bridge0 up")
+    add = "ip link add port{0} type veth peer name end{0}; ip link set port{0} master bridge0"
+    shell("; ".join(add.format(number) for number in range(first)))
+    loader.attach("bridge0", DEFAULT)
+    shell("; ".join(add.format(number) for number in range(first, 80)) or "true")
+    said = loader.attach("bridge0", DEFAULT)
+    assert "port79: turned off rx-checksum, rx-vlan-hw-parse, rx-vlan-stag-hw-parse" in said
+    with Links() as links:
+        assert len(ours.find(links, "bridge0").state["nic"]["below"]) == 80
+    said = loader.detach("bridge0")
+    assert "port79: turned on rx-checksum, rx-vlan-hw-parse, rx-vlan-stag-hw-parse again" in said
+    assert program("bridge0") is None
 
 
 def test_a_slave_of_a_bond_that_has_a_program(monkeypatch):

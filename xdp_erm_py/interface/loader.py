@@ -16,7 +16,7 @@ from ..kernel.netlink import Refused
 from ..kernel.privileges import require_to_change
 from ..program import encapsulations
 from ..settings import InterfaceConfig
-from . import isolation, metadata, nic, running, spread, stats, topology
+from . import isolation, metadata, nic, ours, running, spread, stats, topology
 from .journal import Journal, exclusive
 from .ours import STATE_MAP, Attachment, attachment_of, find, find_all, now, write_state
 from .programs import Candidate, NoFrags, Programs, bpf_refused, candidates_for
@@ -104,9 +104,11 @@ class _Attaching:
                        "why_generic": why_generic or self._kept.get("why_generic"), **best.state}
         if config.isolate:
             self._taken = self._opened.enter_context(isolation.counting(self._maps))
-        if not current or current.outdated or \
+        changes = nic.longest(topology.stack(self._links, link), config.spread in ("auto", "rps"))
+        room = ours.room(self._state, changes)
+        if not current or current.outdated or current.room < room or \
                 (best.mode, best.state["digest"]) != (current.mode, current.state["digest"]):
-            self._programs = Programs(self._opened, link, current, config, self._state, self._taken)
+            self._programs = Programs(self._opened, link, current, config, self._state, room, self._taken)
             self._programs.load(best)
 
     def change(self) -> None:

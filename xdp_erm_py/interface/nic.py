@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..errors import XdpErmError
-from ..kernel import ethtool, rps, sysfs
+from ..kernel import bpf, ethtool, rps, sysfs
 from ..kernel.ethtool import Feature
 from ..kernel.links import Link, Links, gone
 
@@ -39,6 +39,8 @@ TOLERATED = ("rx-checksum",)
 
 _ETHERNET_HEADER = 14  # bytes
 
+
+_LARGEST_MTU = (1 << 31) - 1  # that Linux knows
 
 #: Told of a change before it is made, so that it can be undone even where the command ends half-way.
 Intend = Callable[[dict[str, Any]], None]
@@ -173,13 +175,25 @@ def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
+def longest(stack: list[Link], steered: bool) -> dict[str, Any]:
+    """Changes to these interfaces as long as they can be, for what is to have room for any; `steered`: steer() may be
+    told of CPUs."""
+    mask = rps.mask_of(bpf.possible_cpus())
+
+    def here(link: Link) -> dict[str, Any]:
+        return {"mtu": [_LARGEST_MTU] * 2, "features": [*FEATURES, HASHING],
+                "rps": {queue: [mask] * 2 for queue in rps.masks(link)} if steered else {}}
+
+    return {**here(stack[0]), "below": {str(link.index): here(link) for link in stack[1:]}}
+
+
 def are_changes(value: dict[str, Any]) -> bool:
     """Whether a dict could be changes, as they are described above; it may come from a file that anything can be in."""
     mtu, features = value.get("mtu", [1, 1]), value.get("features", [])
     masks, below = value.get("rps", {}), value.get("below", {})
     return (value.keys() <= {"mtu", "features", "rps", "below"}
             and isinstance(mtu, list) and len(mtu) == 2
-            and all(type(each) is int and 0 < each < 1 << 31 for each in mtu)
+            and all(type(each) is int and 0 < each <= _LARGEST_MTU for each in mtu)
             and isinstance(features, list)
             and all(isinstance(name, str) and name in {*FEATURES, HASHING} for name in features)
             and isinstance(masks, dict) and all(

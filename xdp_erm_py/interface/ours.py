@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
+from ..errors import XdpErmError
 from ..kernel import bpf
 from ..kernel.links import Link, Links
 from ..program import compiler
@@ -38,6 +39,8 @@ class Attachment:
     interface and program had counted at first, see running.py), nic (what was changed for it, see nic.py)"""
     maps: dict[str, int]
     """The program's maps: ids by name."""
+    room: int
+    """Bytes that its state can have, see room()."""
 
     @property
     def program_id(self) -> int:
@@ -97,14 +100,14 @@ def _attachment_of(link: Link) -> Attachment | None:
         if info.name != compiler.PROGRAM:
             return None
         maps = {}
-        state = None
+        state, room = None, 0
         for map_id in info.map_ids:
             with bpf.Map.by_id(map_id) as map_:
                 maps[map_.info.name] = map_id
                 if map_.info.name == STATE_MAP:
-                    value = map_.lookup(_STATE_KEY)
+                    value, room = map_.lookup(_STATE_KEY), map_.info.value_size
                     state = _state(value[0]) if value else None
-    return Attachment(link, state, maps) if state else None
+    return Attachment(link, state, maps, room) if state else None
 
 
 def _state(value: bytes) -> dict[str, Any] | None:
@@ -132,9 +135,17 @@ def _state(value: bytes) -> dict[str, Any] | None:
     return state if plausible else None
 
 
+def room(state: dict[str, Any], changes: dict[str, Any]) -> int:
+    """Bytes of a state, once these changes to the NIC are a part of it."""
+    return len(json.dumps({**state, "nic": nic.merged(state["nic"], changes)}))
+
+
 def write_state(state_map: bpf.Map, state: dict[str, Any]) -> None:
-    """Puts the state into its map, padded with NUL bytes."""
-    state_map.update(_STATE_KEY, json.dumps(state).encode().ljust(state_map.info.value_size, b"\0"))
+    """Puts the state into its map, padded with NUL bytes. XdpErmError: there is no room for it."""
+    value, size = json.dumps(state).encode(), state_map.info.value_size
+    if len(value) > size:
+        raise XdpErmError(f"the program has no room for {len(value)} bytes of state, only for {size}")
+    state_map.update(_STATE_KEY, value.ljust(size, b"\0"))
 
 
 def now() -> str:

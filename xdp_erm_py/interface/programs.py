@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import json
 import resource
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..settings import InterfaceConfig
 from . import spread
 from .ours import STATE_MAP, Attachment, write_state
 
-# A later command may have more to remember, an offload that came on since.
+# A later command may have more to remember than what was changed on the NIC.
 _STATE_SLACK = 4096
 
 #: The maps that a new program takes over from the one it replaces.
@@ -82,11 +81,11 @@ class Programs:
     """Compiles and loads what is to be attached, each with a state map that lives as long as it does."""
 
     def __init__(self, opened: contextlib.ExitStack, link: Link, current: Attachment | None, config: InterfaceConfig,
-                 state: dict[str, Any], taken: bpf.Map | None) -> None:
-        """`state` is a part of what a program's state map gets, as it is when the program is about to be attached.
-        `taken` is the map in which the filter counts that its frames are for."""
+                 state: dict[str, Any], room: int, taken: bpf.Map | None) -> None:
+        """`state` is a part of what a program's state map gets, as it is when the program is about to be attached, and
+        `room` how many bytes that can take. `taken` is the map in which the filter counts that its frames are for."""
         self._opened, self._link, self._current, self._config, self._state = opened, link, current, config, state
-        self._taken = taken
+        self._room, self._taken = room, taken
         self._loaded: dict[str, tuple[int, bpf.Map]] = {}
         self.said: list[str] = []
         #: What is to be remembered of a program that is attached in generic mode where native was to be tried.
@@ -107,8 +106,7 @@ class Programs:
             carried, self.said = _carried(self._opened, self._link, self._current, compiled, state)
             try:
                 program = self._opened.enter_context(bpf.descriptor(compiled.load(carried)))
-                size = len(json.dumps(state)) + _STATE_SLACK
-                state_map = self._opened.enter_context(bpf.Map.create_array(STATE_MAP, size))
+                state_map = self._opened.enter_context(bpf.Map.create_array(STATE_MAP, self._room + _STATE_SLACK))
                 bpf.bind_map(program, state_map.fd)
                 if self._taken:  # it is through this program that it is found
                     bpf.bind_map(program, self._taken.fd)
