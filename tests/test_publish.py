@@ -328,6 +328,24 @@ def test_counters_that_begin_anew_under_one_attachment_never_go_backwards(ends: 
     assert report.seconds < 10
 
 
+def numbered(packets: int, gaps: int, reordered: int) -> dict[str, Any]:
+    """A reading with a session whose frames are numbered."""
+    found = reading(packets, session=packets)
+    found["sessions"][0].update(encapsulation="erspan", gaps=gaps, reordered=reordered)
+    return found
+
+
+def test_numbers_that_begin_anew_in_a_session_never_go_backwards(ends: Path) -> None:
+    """The kernel may forget them in a flood, and the session not: Zeek takes no count below 0."""
+    readings = Readings(numbered(10, gaps=7, reordered=5))
+    reporter = Reporter(HOST, ends, readings)
+    assert Report(reporter.collect()[0].text).sessions[0][-2:] == [7, 5]
+    readings.now = [numbered(20, gaps=0, reordered=0)]
+    assert Report(reporter.collect()[0].text).sessions[0][-2:] == [0, 0]
+    readings.now = [numbered(30, gaps=9, reordered=6)]
+    assert Report(reporter.collect()[0].text).sessions[0][-2:] == [2, 1]
+
+
 def test_a_forgotten_session_that_comes_back_counts_from_zero(ends: Path) -> None:
     readings = Readings(reading(10, session=10))
     reporter = Reporter(HOST, ends, readings)

@@ -181,7 +181,8 @@ class Reporter:
         for key, counts in end["sessions"].items():
             told = begin["sessions"].get(key, [])
             if len(told) > 2 and counts[0] >= told[0]:
-                counts[2] = max(counts[2], told[2])  # frames that were missing may have come late
+                # Frames that were missing may have come late, and in a flood the kernel may forget a session's numbers.
+                counts[2:] = map(max, counts[2:], told[2:])
 
         counted = {counter: _grown(begin["counters"].get(counter), value)
                    for counter, value in end["counters"].items()}
