@@ -241,8 +241,8 @@ hook reported(r: Report)
 	if ( "outer_tagged" in r$others && r$others["outer_tagged"] > 0 )
 		NOTICE(Notice::Info($note=Outer_Tagged,
 		                    $msg=fmt("%d mirrored frames on %s of %s have the VLAN tag of their wrapping, which came beside " +
-		                             "the frame: turn off txvlan of what sends to the interface, or rxvlan of what it " +
-		                             "receives through",
+		                             "the frame: of a bridge or bond, attach to the part that they come in on; of a " +
+		                             "veth, turn off txvlan of its other end",
 		                             r$others["outer_tagged"], r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 

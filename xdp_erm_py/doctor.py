@@ -387,8 +387,8 @@ def losses(patient: Patient) -> Iterator[Result]:
 
 
 #: What to do about a VLAN tag that comes beside the wrapped frame.
-OUTER_TAGGED = ("turn off `txvlan` of what sends to this interface (a veth's other end: `ethtool -K END txvlan off`), "
-                "or `rxvlan` of what this one receives through (a bond's members)")
+OUTER_TAGGED = ("of a bridge or bond, attach to the part that they come in on, and capture from there; of a veth, turn "
+                "off `txvlan` of its other end (`ethtool -K END txvlan off`)")
 
 
 def isolated(patient: Patient) -> Iterator[Result]:
