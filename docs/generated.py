@@ -31,7 +31,16 @@ def cures() -> str:
     return "\n".join(rows) + "\n"
 
 
-TABLES = {"settings": settings.reference, "counters": counters, "cures": cures}
+def zeekctl() -> str:
+    rows = ["| option `xdp_erm.` | value | |", "|---|---|---|"]
+    for name, each in settings.SETTINGS.items():
+        if each.zeekctl:
+            value = f"`{each.metavar}`" if each.metavar else int(not settings.DEFAULTS[name])
+            rows.append(f"| `{name}` | {value} | {each.help} |")
+    return "\n".join(rows) + "\n"
+
+
+TABLES = {"settings": settings.reference, "zeekctl": zeekctl, "counters": counters, "cures": cures}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 

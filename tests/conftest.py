@@ -8,15 +8,20 @@ import functools
 import importlib.util
 import os
 import signal
+import sys
+import types
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
+from machine import ZEEK
 from program import Program
 
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.lab.cable import Cable
 from xdp_erm_py.program import cache
 from xdp_erm_py.settings import InterfaceConfig
+from zeekctl import build
 
 DEFAULT = InterfaceConfig()
 #: Where all runs of tests keep what was compiled; `make clean` removes it.
@@ -57,6 +62,19 @@ def cable(xdp: None) -> Iterator[Cable]:
     """A cable from a switch to a sensor; the test runs in the sensor's network namespace."""
     with Cable() as cable, cable.sensor.entered():
         yield cable
+
+
+@pytest.fixture(scope="session")
+def zeekctl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[types.ModuleType]:
+    """The plugin's module as it is built, with zeekctl's own beside it; for tests that need Zeek."""
+    assert ZEEK is not None
+    directory = tmp_path_factory.mktemp("plugin")
+    build.build(directory)
+    with mock.patch.object(sys, "path", [*sys.path, str(ZEEK / "lib" / "zeek" / "python" / "zeekctl")]):
+        spec = importlib.util.spec_from_file_location("xdp_erm_zeekctl", directory / build.PLUGIN)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
 
 
 def pytest_configure(config: pytest.Config) -> None:

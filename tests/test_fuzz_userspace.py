@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import io
 import json
 import os
-import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-import pytest
 import websockets
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from machine import ZEEK, needs_zeek
+from machine import needs_zeek
 
 from xdp_erm_py import cli, config, publish
 from xdp_erm_py.errors import UsageError
@@ -32,7 +28,6 @@ from xdp_erm_py.publish.reports import Message
 from xdp_erm_py.publish.transports import ConnectionFailed, WebSocket
 from xdp_erm_py.settings import SETTINGS, check
 
-PLUGIN = Path(__file__).resolve().parents[1] / "zeekctl" / "xdp_erm_zeekctl.py"
 SECONDS = 60  # for one connection
 DEEP = 20_000  # more levels than Python's own stack has
 
@@ -248,17 +243,6 @@ def test_any_welcome(answer):
 
 # zeekctl.cfg and node.cfg
 
-@pytest.fixture(scope="module")
-def zeekctl() -> Iterator[types.ModuleType]:
-    """The plugin's module, with zeekctl's own beside it."""
-    assert ZEEK is not None
-    with mock.patch.object(sys, "path", [*sys.path, str(ZEEK / "lib" / "zeek" / "python" / "zeekctl")]):
-        spec = importlib.util.spec_from_file_location("xdp_erm_zeekctl", PLUGIN)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-
-
 option_values = arbitrary | st.sampled_from((
     "", "0", "1", "true", "7932 7933", "restore", "auto", "veto", "broker", "10.0.0.0/8, x", "0.1", "1e3", "nan", "-1",
     "/etc/x", "27759", "\u0663", "9" * 5000))
@@ -270,7 +254,7 @@ option_values = arbitrary | st.sampled_from((
 def test_zeekctl_settings(zeekctl, data):
     """What the plugin lets pass, the helper's command line takes or refuses, and Zeek's script has its numbers."""
     options = {name: data.draw(option_values, name) if data.draw(st.booleans(), f"{name} is set") else default
-               for name, default, _ in zeekctl.OPTIONS}
+               for name, _, default, _ in zeekctl.XdpErm().options()}
     keys = {f"xdp_erm_{name}": data.draw(option_values, name) if data.draw(st.booleans(), f"{name} is set") else ""
             for name in zeekctl.NODE_KEYS}
     node = types.SimpleNamespace(name="worker-1", type="worker", addr="127.0.0.1", host="localhost",

@@ -412,7 +412,7 @@ def test_a_wrong_value_stops_a_deploy_before_zeek_is_stopped(stopped):
 def test_an_unknown_option_is_named(cluster):
     cluster.configure(xdp_erm_atach="0")
     assert cluster.zeekctl("install", status=1).startswith(
-        "error: xdp_erm.atach: there is no such option (there are: attach, config, encapsulations, port, ")
+        "error: xdp_erm.atach: there is no such option (there are: attach, config, on_failure, ")
 
 
 def test_the_port_of_zeekctls_own_server_is_left_to_it(cluster):

@@ -35,8 +35,8 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd="/", capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
 
-def test_zeekctl_finds_one_module_and_one_helper(built):
-    assert sorted(path.name for path in built.iterdir()) == ["xdp-erm.pyz", "xdp_erm_zeekctl.py"]
+def test_zeekctl_finds_one_module_and_what_it_needs(built):
+    assert sorted(path.name for path in built.iterdir()) == ["settings.json", "xdp-erm.pyz", "xdp_erm_zeekctl.py"]
 
 
 @pytest.mark.check

@@ -141,7 +141,7 @@ class Setting(NamedTuple):
     option: str
     """Of the command line. A setting that is on or off has one for what is not the default."""
     help: str
-    """In a line: on the command line what the option does, and in zeekctl.cfg the same."""
+    """In a line: what the option does, on the command line as in zeekctl.cfg."""
     meaning: str
     """For the documentation, in Markdown."""
     metavar: str | None = None
@@ -151,6 +151,8 @@ class Setting(NamedTuple):
     number: bool = False
     unset: str | None = None
     """What an empty value amounts to."""
+    zeekctl: bool = True
+    """Whether zeekctl.cfg and node.cfg have it as well."""
 
 
 def setting(default: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -185,7 +187,7 @@ class InterfaceConfig:
         "that both directions of a flow look alike (switches are known to mark one direction as untagged); `tagged`: "
         "only if the header says tagged; `strip`: never. VLAN 0 inserts nothing", "{restore,tagged,strip}")
     depth: int = setting(
-        1, _depth, "--depth", f"levels of wrapping to peel, 1 to {shared.MAX_DEPTH}; more than 1 needs --source",
+        1, _depth, "--depth", f"levels of wrapping to peel, 1 to {shared.MAX_DEPTH}; more than 1 needs sources",
         f"levels of wrapping to peel, 1 to {shared.MAX_DEPTH}. More than 1 needs `sources`, since every mirrored host "
         "can send the like: a level within is peeled where its own source is one of them", "LEVELS", number=True)
     mode: str = setting(
@@ -219,7 +221,8 @@ class InterfaceConfig:
         unset="found out")
     spread_avoid: tuple[int, ...] = setting(
         (), _cpus, "--spread-avoid", "over all CPUs but these and those of the NIC's interrupts",
-        "CPUs to leave out where `spread_cpus` is not set", "CPU[,CPU-CPU]", many=True, unset="none")
+        "CPUs to leave out where `spread_cpus` is not set", "CPU[,CPU-CPU]", many=True, unset="none",
+        zeekctl=False)  # its plugin leaves out those that node.cfg pins Zeek to
     spread_queue: int = setting(
         2048, _queue, "--spread-queue", "frames that wait for a CPU at most (cpumap)",
         f"frames that wait for a CPU at most (`cpumap`), 1 to {LONGEST_QUEUE}", "FRAMES", number=True)

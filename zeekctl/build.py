@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Makes what zeekctl gets: the plugin, and the helper as one file beside it, which zeekctl copies to every host.
+"""Makes what zeekctl gets: the plugin, and beside it the settings it has to know and the helper as one file.
 
 zkg runs this to build the package. It needs nothing but Python's standard library.
 """
 
+import json
 import shutil
+import sys
 import tempfile
 import zipapp
 from pathlib import Path
@@ -13,24 +15,36 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "zeekctl"
 PLUGIN = "xdp_erm_zeekctl.py"
 HELPER = "xdp-erm.pyz"
+SETTINGS = "settings.json"
 
 # The Python that bcc is packaged for, which a virtual environment's is not; in UTF-8 as bin/xdp-erm.
 INTERPRETER = "/usr/bin/python3 -Xutf8"
 
 
-def main() -> None:
-    shutil.rmtree(BUILD, ignore_errors=True)
-    BUILD.mkdir(parents=True)
-    shutil.copy(ROOT / "zeekctl" / PLUGIN, BUILD)
-    with tempfile.TemporaryDirectory() as directory:
-        staging = Path(directory)
+def settings() -> str:
+    """The table of settings, as far as they are zeekctl's options as well, for the plugin."""
+    sys.path.insert(0, str(ROOT))
+    from xdp_erm_py.settings import DEFAULTS, PORTS, SETTINGS
+    table = {name: {"option": each.option, "help": each.help, "metavar": each.metavar, "many": each.many,
+                    "number": each.number, "default": DEFAULTS[name]}
+             for name, each in SETTINGS.items() if each.zeekctl}
+    return json.dumps({"settings": table, "ports": PORTS}, indent=2) + "\n"
+
+
+def build(directory: Path) -> None:
+    shutil.copy(ROOT / "zeekctl" / PLUGIN, directory)
+    (directory / SETTINGS).write_text(settings())
+    with tempfile.TemporaryDirectory() as temporary:
+        staging = Path(temporary)
         for name in ("xdp_erm_py", "bpf"):
             shutil.copytree(ROOT / name, staging / name, ignore=shutil.ignore_patterns("__pycache__"))
         # zipapp's own would lose main()'s exit status.
         (staging / "__main__.py").write_text("import xdp_erm_py.__main__\n")
-        zipapp.create_archive(staging, BUILD / HELPER, INTERPRETER, compressed=True)
-    (BUILD / HELPER).chmod(0o755)
+        zipapp.create_archive(staging, directory / HELPER, INTERPRETER, compressed=True)
+    (directory / HELPER).chmod(0o755)
 
 
 if __name__ == "__main__":
-    main()
+    shutil.rmtree(BUILD, ignore_errors=True)
+    BUILD.mkdir(parents=True)
+    build(BUILD)

@@ -21,30 +21,46 @@ import ZeekControl.cmdresult
 import ZeekControl.config
 import ZeekControl.plugin
 
-HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "xdp-erm.pyz")
+DIRECTORY = os.path.dirname(os.path.abspath(__file__))
+HELPER = os.path.join(DIRECTORY, "xdp-erm.pyz")
 
-# What zeekctl.cfg can set, as xdp_erm.NAME: name, default, whose type is the option's, description. Settings that are
-# as by default are left to the hosts' configuration file.
+
+class Setting(NamedTuple):
+    """A setting of an interface, as the helper's table has it (xdp_erm_py/settings.py)."""
+
+    option: str
+    """Of the helper's command line."""
+    help: str
+    metavar: str | None
+    """What its value is called; None: it is on or off, and the option stands for what is not the default."""
+    many: bool
+    number: bool
+    default: Any
+
+    @property
+    def unset(self) -> bool | int | str:
+        """What leaves it to the hosts' configuration file. zeekctl's option has this type."""
+        if self.metavar is None:
+            return bool(self.default)
+        return 0 if self.number and not self.many else ""
+
+    @property
+    def description(self) -> str:
+        """For zeekctl: what it can be set to, and what that does."""
+        return f"{int(not self.default) if self.metavar is None else self.metavar}: {self.help}"
+
+
+# Written by build.py when the package is built.
+with open(os.path.join(DIRECTORY, "settings.json"), encoding="utf-8") as _file:
+    _table = json.load(_file)
+SETTINGS = {name: Setting(**setting) for name, setting in _table["settings"].items()}
+# The setting of an encapsulation's UDP ports, by the encapsulation.
+PORTS: dict[str, str] = _table["ports"]
+
+# What else zeekctl.cfg can set, as xdp_erm.NAME: name, default, whose type is the option's, description.
 OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("attach", True, "Attach xdp-erm to the interfaces of AF_PACKET workers."),
     ("config", "", "Configuration file on the hosts, in place of /etc/xdp-erm.yaml."),
-    ("encapsulations", "", "What mirrored frames come in: erm, erspan, gre, vxlan, geneve, tzsp."),
-    ("port", "", "UDP destination ports that carry ERM."),
-    ("vxlan_port", "", "UDP destination ports that carry VXLAN."),
-    ("geneve_port", "", "UDP destination ports that carry GENEVE."),
-    ("tzsp_port", "", "UDP destination ports that carry TZSP."),
-    ("vlan", "", "The mirrored frame's 802.1Q tag: restore, tagged or strip."),
-    ("depth", 0, "Levels of ERM inside ERM to peel, 1 to 3."),
-    ("mode", "", "Where XDP runs: auto, native or generic."),
-    ("sources", "", "IPv4 prefixes of the switches: take ERM only from these."),
-    ("targets", "", "IPv4 addresses: take ERM only to these."),
-    ("sessions", True, "0: do not count by switch session."),
-    ("set_mtu", False, "1: raise an MTU that is too small for full-size mirrored frames."),
-    ("isolate", True, "0: let the hosts' own network stacks have the decapsulated frames, too."),
-    ("spread", "", "Spread decapsulated frames over CPUs: none, auto, rps or cpumap."),
-    ("spread_cpus", "", "These CPUs, like 2-5,8; else all but the NIC's and those that Zeek is pinned to."),
-    ("spread_queue", 0, "Frames that wait for a CPU at most (cpumap)."),
-    ("spread_ports", False, "1: let flows of one pair of addresses go to different CPUs (cpumap)."),
     ("on_failure", "fallback", "Where attaching fails: fallback (workers start without) or veto (they do not start)."),
     ("detach_on_stop", False, "Detach when the last worker of an interface was stopped."),
     ("command_prefix", "", "What makes a command run as root on the hosts, such as sudo -n."),
@@ -54,25 +70,12 @@ OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("transport", "auto", "How the publisher reaches Zeek: auto, websocket or broker."),
     ("websocket_port", 27758, "Port on loopback where one Zeek node of each host waits for the publisher."),
 )
-_DEFAULTS = {name: default for name, default, _ in OPTIONS}
+_DEFAULTS = {**{name: default for name, default, _ in OPTIONS},
+             **{name: setting.unset for name, setting in SETTINGS.items()}}
 _TYPES = {bool: "bool", int: "int", str: "string"}
 
-# How the helper's command line says settings.
-_FLAGS = {"config": "--config", "encapsulations": "--encapsulation", "port": "--port", "vxlan_port": "--vxlan-port",
-          "geneve_port": "--geneve-port", "tzsp_port": "--tzsp-port", "vlan": "--vlan", "depth": "--depth",
-          "mode": "--mode", "sources": "--source", "targets": "--target", "spread": "--spread",
-          "spread_cpus": "--spread-cpus", "spread_queue": "--spread-queue"}
-_LISTS = ("encapsulations", "port", "vxlan_port", "geneve_port", "tzsp_port", "sources", "targets", "spread_cpus")
-# It has a flag for one of two values, the one that is not the default.
-_SWITCHES = {"sessions": "--no-sessions", "set_mtu": "--set-mtu", "isolate": "--no-isolate",
-             "spread_ports": "--spread-ports"}
-
 # What node.cfg can set for a worker, as xdp_erm.NAME, over what zeekctl.cfg says.
-NODE_KEYS = ("attach", *_FLAGS, *_SWITCHES)
-
-# What Zeek's scripts are told of the ports: their name there, the encapsulation, and the helper's default.
-_PORTS = {"port": ("ports", "erm", "7932"), "vxlan_port": ("vxlan_ports", "vxlan", "4789"),
-          "geneve_port": ("geneve_ports", "geneve", "6081"), "tzsp_port": ("tzsp_ports", "tzsp", "37008")}
+NODE_KEYS = ("attach", "config", *SETTINGS)
 
 # As zeekctl reads its own options of that type.
 _BOOLEANS = {"0": False, "false": False, "1": True, "true": True}
@@ -147,7 +150,9 @@ class XdpErm(ZeekControl.plugin.Plugin):
         return 1
 
     def options(self) -> list[tuple[str, str, Any, str]]:
-        return [(name, _TYPES[type(default)], default, description) for name, default, description in OPTIONS]
+        descriptions = {**{name: description for name, _, description in OPTIONS},
+                        **{name: setting.description for name, setting in SETTINGS.items()}}
+        return [(name, _TYPES[type(default)], default, descriptions[name]) for name, default in _DEFAULTS.items()]
 
     def nodeKeys(self) -> list[str]:
         return list(NODE_KEYS)
@@ -171,15 +176,14 @@ class XdpErm(ZeekControl.plugin.Plugin):
         """Tells Zeek's scripts what they share with the helper. They may be unloaded: hence the condition."""
         lines = []
         # What each worker's interface takes off: an encapsulation that none does keeps Zeek's own treatment.
-        workers = [(node, _words(self._setting(node, "encapsulations")) or ["erm"])
-                   for node in self.nodes() if _uses_af_packet(node)]
-        for setting, (name, encapsulation, default) in _PORTS.items():
+        workers = [(node, self._several(node, "encapsulations")) for node in self.nodes() if _uses_af_packet(node)]
+        for encapsulation, name in PORTS.items():
             ports = {int(port) for node, taken in workers if encapsulation in taken
-                     for port in _words(self._setting(node, setting)) or [default]}
-            known = {int(default)} if encapsulation == "erm" else set()  # without being told
+                     for port in self._several(node, name)}
+            known = set(SETTINGS[name].default) if encapsulation == "erm" else set()  # without being told
             if workers and ports != known:
-                lines.append(f"redef XDP_ERM::{name} = {{ {', '.join(f'{port}/udp' for port in sorted(ports))} }};")
-        if any({"gre", "erspan"} & set(taken) for _, taken in workers):
+                lines.append(f"redef XDP_ERM::{name}s = {{ {', '.join(f'{port}/udp' for port in sorted(ports))} }};")
+        if any(set(taken) - set(PORTS) for _, taken in workers):
             lines.append("redef XDP_ERM::gre = T;")
         lines.append(f"redef XDP_ERM::websocket_port = {self.getOption('websocket_port')}/tcp;")
         if self.getOption("transport") == "broker":
@@ -367,6 +371,10 @@ class XdpErm(ZeekControl.plugin.Plugin):
         own = getattr(node, f"xdp_erm_{name}")
         return self.getOption(name) if own == "" else _typed(name, own)
 
+    def _several(self, node: Any, name: str) -> list[Any]:
+        """The values of a worker's setting that can have several, those by default if it has none."""
+        return _words(self._setting(node, name)) or SETTINGS[name].default
+
     def _captures(self, nodes: Iterable[Any] | None = None) -> list[Capture]:
         """What workers capture from; with `nodes`, where at least one of these does."""
         captures: dict[tuple[str, str], Capture] = {}
@@ -380,12 +388,14 @@ class XdpErm(ZeekControl.plugin.Plugin):
         return [capture for capture in captures.values() if any(node.name in names for node in capture.nodes)]
 
     def _arguments(self, node: Any) -> list[str]:
-        arguments = []
-        for name, flag in _FLAGS.items():
+        config = self._setting(node, "config")
+        arguments = [f"--config={config}"] if config else []
+        for name, setting in SETTINGS.items():
             value = self._setting(node, name)
-            if value:
-                arguments.append(f"{flag}={','.join(_words(value)) if name in _LISTS else value}")
-        arguments += [flag for name, flag in _SWITCHES.items() if self._setting(node, name) is (not _DEFAULTS[name])]
+            if setting.metavar is None:
+                arguments += [setting.option] if value is (not setting.default) else []
+            elif value:
+                arguments.append(f"{setting.option}={','.join(_words(value)) if setting.many else value}")
         # A number where there is one, of which 0 is one as well, else an empty string.
         pinned = [str(other.pin_cpus) for other in self.nodes() if other.addr == node.addr and other.pin_cpus != ""]
         if pinned:
@@ -445,8 +455,8 @@ class XdpErm(ZeekControl.plugin.Plugin):
                 refused = True
                 problem = done.stderr.strip().splitlines()[-1].replace("xdp-erm config: error: ", "")
                 problem = problem.replace("xdp-erm: ", "", 1)
-                for name, flag in _FLAGS.items():
-                    problem = problem.replace(f"argument {flag}:", f"xdp_erm.{name}:")
+                for name, setting in SETTINGS.items():
+                    problem = problem.replace(f"argument {setting.option}:", f"xdp_erm.{name}:")
                 self.error(f"{capture.node.name}: {problem}")
             elif done.returncode != 0:
                 self.error(f"xdp_erm: settings are not checked: {done.stderr.strip()}")
