@@ -22,7 +22,8 @@ from shell import TIMEOUT, shell
 from xdp_erm_py import cli, config, doctor, shared, systemd
 from xdp_erm_py.doctor import OK, PROBLEM, WARNING, Patient
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import isolation, journal, loader, nic, ours, programs, spread, stats, topology
+from xdp_erm_py.interface import isolation, journal, loader, nic, ours, programs, stats, topology
+from xdp_erm_py.kernel import version
 from xdp_erm_py.kernel.links import Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
@@ -67,7 +68,7 @@ def well(check: str, *words: str) -> None:
 @pytest.mark.check
 def test_kernel(cable, monkeypatch):
     well("kernel", "Linux ")
-    monkeypatch.setattr(spread, "kernel", lambda: (5, 9))
+    monkeypatch.setattr(version, "running", lambda: (5, 9))
     says("kernel", PROBLEM, "xdp-erm needs 5.10 or newer")
 
 

@@ -29,8 +29,8 @@ from shell import TIMEOUT, shell
 
 from xdp_erm_py import lab, shared
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import isolation, journal, loader, metadata, ours, spread, stats
-from xdp_erm_py.kernel import bpf, clsact, sysfs
+from xdp_erm_py.interface import isolation, journal, loader, metadata, ours, stats
+from xdp_erm_py.kernel import bpf, clsact, sysfs, version
 from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
@@ -454,7 +454,7 @@ def test_a_driver_is_that_of_the_interface_of_this_network_namespace(xdp, monkey
     (None, "tun", (6, 15), None)])
 def test_drivers_that_hand_on_the_mark(monkeypatch, driver, kind, kernel, lacking):
     monkeypatch.setattr(sysfs, "driver", lambda link: driver)
-    monkeypatch.setattr(spread, "kernel", lambda: kernel)
+    monkeypatch.setattr(version, "running", lambda: kernel)
     link = Link("eth1", 1, "", 1500, None, None, kind=kind)
     assert metadata.lacking([link], link) == lacking
 

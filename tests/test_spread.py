@@ -38,7 +38,7 @@ from xdp_erm_py import doctor, lab, shared
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import loader, spread, stats
 from xdp_erm_py.interface.ours import find
-from xdp_erm_py.kernel import bpf, rps
+from xdp_erm_py.kernel import bpf, rps, version
 from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.kernel.netlink import Refused
 from xdp_erm_py.lab import cable as cables
@@ -666,7 +666,7 @@ def host(monkeypatch) -> SimpleNamespace:
     monkeypatch.setattr(spread, "_listed", lambda name: set(parse_cpu_list(getattr(made, name))))
     monkeypatch.setattr(spread, "_receiving", lambda link: made.receiving)
     monkeypatch.setattr(spread, "_redirects", lambda link: made.redirects)
-    monkeypatch.setattr(spread, "kernel", lambda: made.kernel)
+    monkeypatch.setattr(version, "running", lambda: made.kernel)
     monkeypatch.setattr(rps, "masks", lambda link: made.masks)
     return made
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from . import config, shared, systemd
 from .errors import XdpErmError
-from .interface import isolation, loader, nic, ours, programs, running, spread, stats, topology
+from .interface import isolation, loader, nic, ours, programs, running, stats, topology
 from .interface.ours import Attachment
-from .kernel import privileges
+from .kernel import privileges, version
 from .kernel.links import Link, Links
 from .modules import PACKAGES
 from .printable import printable, say
@@ -170,7 +170,7 @@ def _may_look() -> bool:
 # The host
 
 def kernel() -> Iterator[Result]:
-    if spread.kernel() < LEAST_KERNEL:
+    if version.running() < LEAST_KERNEL:
         yield Result(PROBLEM, f"Linux {platform.release()}: xdp-erm needs {'.'.join(map(str, LEAST_KERNEL))} or newer")
     else:
         yield Result(OK, f"Linux {platform.release()}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..kernel import sysfs
+from ..kernel import sysfs, version
 from ..kernel.links import Link, Links
-from . import spread, topology
+from . import topology
 
 #: Drivers that are known to hand a native program's metadata on with the frame, and since which Linux; (0, 0): any that
 #: xdp-erm runs on. Their sources say so: they let a program have metadata (the last argument of xdp_prepare_buff()) and
@@ -24,7 +24,7 @@ def lacking(links: Links, link: Link) -> str | None:
     for each in (link, *topology.below(links, link)):
         driver = sysfs.driver(each)
         since = _KINDS.get(each.kind or "", (0, 0)) if driver is None else _DRIVERS.get(driver)
-        if since is None or spread.kernel() < since:
+        if since is None or version.running() < since:
             where = "" if each == link else f" of {each.name}"
             return f"{driver or each.kind}{where}" + (f" before Linux {since[0]}.{since[1]}" if since else "")
     return None

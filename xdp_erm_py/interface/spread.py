@@ -7,13 +7,11 @@ frame to the CPU of its inner flow (cpumap), or the kernel does so once it is de
 from __future__ import annotations
 
 import contextlib
-import platform
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import XdpErmError
-from ..kernel import rps, sysfs
+from ..kernel import rps, sysfs, version
 from ..kernel.links import Link, Links
 from ..settings import InterfaceConfig, cpu_list, parse_cpu_list
 from . import topology
@@ -145,16 +143,11 @@ def _no_cpumap(link: Link, config: InterfaceConfig, mode: str) -> str | None:
     if mode == "generic":
         if config.isolate:
             return "in generic mode it loses the mark that keeps decapsulated frames from the host (isolate)"
-        if kernel() < (5, 15):
+        if version.running() < (5, 15):
             return "in generic mode it needs Linux 5.15"
     elif _redirects(link) is False:
         return "the driver's native XDP cannot redirect"
     return None
-
-
-def kernel() -> tuple[int, ...]:
-    """The version of the running kernel: two numbers."""
-    return tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 
 
 def _redirects(link: Link) -> bool | None:
