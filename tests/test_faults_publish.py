@@ -303,7 +303,7 @@ class Peer(threading.Thread):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_that_says(place: Publishing, name: str) -> None:
-    process = place.start("publisher.ACKNOWLEDGEMENT_SECONDS = transports.OPEN_SECONDS = 0.4\n"
+    process = place.start("publisher.ACKNOWLEDGEMENT_SECONDS = transports.OPEN_SECONDS = 1.0\n"
                           "transports.CLOSE_SECONDS = 0.1")
     place.until(lambda: place.zeek.reports >= 2, process)
     before, told = resident(process), place.zeek.reports

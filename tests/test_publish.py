@@ -880,6 +880,17 @@ def test_an_endless_line_of_broker_has_failed() -> None:
     asyncio.run(asyncio.wait_for(receive(), TIMEOUT))
 
 
+@pytest.mark.parametrize("to", ["", ">&2"], ids=["output", "errors"])
+def test_a_broker_that_says_more_than_is_read_is_closed(to: str) -> None:
+    async def close() -> None:
+        broker = Broker("127.0.0.1", 1, Path("/nonexistent"))
+        broker._process = await asyncio.create_subprocess_exec("sh", "-c", f"exec cat /dev/zero {to}",
+                                                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        await asyncio.sleep(0.5)  # by then asyncio has paused reading
+        await broker.close()
+    asyncio.run(asyncio.wait_for(close(), TIMEOUT))
+
+
 def test_what_nobody_has_thought_of_ends_the_publisher(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it is seen and restarted; one that reads and never delivers is worse."""
     def fails(message: Message) -> None:

@@ -226,7 +226,7 @@ class Broker:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-            await self._process.wait()
+            await self._process.communicate()  # wait() alone never returns where reading is paused
             self._process = None
 
 
