@@ -622,6 +622,18 @@ def test_two_at_once(cable):
                        (f"{TURNED_OFF}\n{ISOLATED}\n{SENSOR}: attached (native, program {link().program_id})\n", "")]
 
 
+def test_users_cannot_keep_others_waiting(cable, monkeypatch):
+    """Who can open a file can lock it, as flock(1) does. The file is there as an earlier version has left it."""
+    monkeypatch.setattr(journal, "LOCK_SECONDS", 0.2)
+    journal.LOCK.touch(0o644)
+    journal.LOCK.chmod(0o644)
+    loader.attach(SENSOR, DEFAULT)
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "flock", journal.LOCK, "sleep", "60"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as user:
+        assert "Permission denied" in user.stderr.readline()
+    loader.detach(SENSOR)
+
+
 def test_waiting_has_an_end(cable, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(journal, "LOCK", tmp_path / "lock")
     monkeypatch.setattr(journal, "LOCK_SECONDS", 0.2)

@@ -93,6 +93,25 @@ def test_an_earlier_version_is_kept_out(path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+#: As anybody can who may read it, with flock(1).
+LOCK = """
+import fcntl, sys, time
+file = open(sys.argv[1])
+fcntl.flock(file, fcntl.LOCK_EX)
+print("holds it", flush=True)
+time.sleep(60)
+"""
+
+
+def test_users_cannot_keep_it_from_publishing(path: Path) -> None:
+    for text in ("", "1\n"):
+        path.write_text(text)
+        with running(LOCK, path):
+            assert command("--running", path=path) == (1, "no publisher runs\n", "")
+            with lock.held(path):
+                assert command("--running", path=path)[0] == 0
+
+
 def test_the_file_is_empty_afterwards(path: Path) -> None:
     with lock.held(path):
         assert path.read_text() == f"{os.getpid()}\n"

@@ -93,10 +93,11 @@ def _are_changes(entry: object) -> bool:
 def exclusive() -> Iterator[Journal]:
     """Waits for other commands, for at most LOCK_SECONDS. XdpErmError: the lock is not to be had."""
     try:
-        lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise XdpErmError(f"the lock {LOCK} cannot be opened: {error.strerror}") from None
     try:
+        os.fchmod(lock, 0o600)  # who could read it could lock it, and earlier versions let everybody
         deadline = time.monotonic() + LOCK_SECONDS
         waiting = False
         while True:

@@ -38,9 +38,14 @@ def held(path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _taken(path, _holder(file)) from None
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise XdpErmError(f"another publisher runs on this host ({_called(_holder(file))}, {path})") from None
+            earlier = _of_an_earlier_version(file)
+            if earlier is not None:  # else it is held by somebody who can read the file, which is no publisher
+                raise _taken(path, earlier) from None
         _write(path, file, f"{os.getpid()}\n".encode())
         try:
             yield
@@ -142,6 +147,10 @@ def is_the_units(process: int) -> bool:
         return UNIT in Path(f"/proc/{process}/cgroup").read_text().strip().split("/")
     except (FileNotFoundError, ProcessLookupError):  # it is gone, or not seen from here
         return False
+
+
+def _taken(path: Path, process: int | None) -> XdpErmError:
+    return XdpErmError(f"another publisher runs on this host ({_called(process)}, {path})")
 
 
 def _failed(path: Path, error: OSError) -> XdpErmError:
