@@ -55,3 +55,14 @@ def test_all_columns_are_there_where_there_is_room(monkeypatch):
     display.stats([reading()])
     shown = console.file.getvalue()
     assert all(word in shown for word in ("share", "last seen", "2026-11-30T00:00:00.000Z", f"{BYTES:,}"))
+
+
+@pytest.mark.parametrize("encoding, bar", [("utf-8", "━"), ("latin-1", "="), ("ascii", "=")])
+def test_bars_are_of_what_can_be_written(monkeypatch, encoding, bar):
+    file = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr("sys.stdout", file)
+    before = reading()
+    before["counters"] = {counter: {"packets": 0, "bytes": 0} for counter in shared.COUNTERS}
+    Console(file=file, width=120).print(display.rate_tables([reading()], {9: before}, 1.0))
+    file.flush()
+    assert 20 * bar in file.buffer.getvalue().decode(encoding)

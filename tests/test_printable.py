@@ -88,11 +88,11 @@ def test_names_of_interfaces(odd):
     check(run("detach", RED).stdout, f"{SEEN}: detached (")
 
 
-def test_names_of_interfaces_on_a_terminal(odd):
-    loader.attach(RED, InterfaceConfig())
+def watched(name: str) -> bytes:
+    """What a terminal gets of `stats --watch`, up to the last counter."""
     ours, theirs = pty.openpty()
     screen = b""
-    command = [*COMMAND, "stats", RED, "--watch"]
+    command = [*COMMAND, "stats", name, "--watch"]
     with subprocess.Popen(command, stdout=theirs, env={**os.environ, "TERM": "xterm"}) as process:
         try:
             deadline = time.monotonic() + TIMEOUT
@@ -104,7 +104,27 @@ def test_names_of_interfaces_on_a_terminal(odd):
             process.kill()
     os.close(ours)
     os.close(theirs)
+    return screen
+
+
+def test_names_of_interfaces_on_a_terminal(odd):
+    loader.attach(RED, InterfaceConfig())
+    screen = watched(RED)
     assert SEEN.encode() in screen and RED.encode() not in screen
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_where_not_every_character_can_be_written(cable, monkeypatch, encoding):
+    """What cannot, is escaped, as of a name in another alphabet. The command goes on."""
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    subprocess.run(["ip", "link", "add", "日", "type", "veth", "peer", "name", "end"], check=True, timeout=TIMEOUT)
+    done = run("attach", "日", SENSOR)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{SENSOR}: attached (" in done.stdout and r"\u65e5: attached (" in done.stdout
+    for command in ("status", "stats", "doctor"):
+        done = run(command)
+        assert (r"\u65e5" in done.stdout, done.stderr) == (True, "")
+    assert rb"\u65e5: native" in watched("日")
 
 
 def test_the_publisher_among_odd_names(odd, tmp_path):

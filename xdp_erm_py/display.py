@@ -247,6 +247,7 @@ def rate_tables(interfaces: list[dict[str, Any]], before: dict[int, dict[str, An
                                         style="dim"), Text()]
     if not interfaces:
         parts.append(Text(_NOTHING))
+    bar = "=" if _console().options.ascii_only else "━"
     for interface in interfaces:
         earlier = before.get(interface["ifindex"])
         rates = {name: _rate(interface, earlier, name, "packets", elapsed) for name in shared.COUNTERS}
@@ -256,7 +257,7 @@ def rate_tables(interfaces: list[dict[str, Any]], before: dict[int, dict[str, An
         for name, rate in rates.items():
             megabits = _rate(interface, earlier, name, "bytes", elapsed) * 8 / 1e6
             packets = interface["counters"][name]["packets"]
-            table.add_row(name, f"{rate:,.0f}", f"{megabits:,.2f}", f"{packets:,}", "━" * round(20 * rate / busiest),
+            table.add_row(name, f"{rate:,.0f}", f"{megabits:,.2f}", f"{packets:,}", bar * round(20 * rate / busiest),
                           style=_style(name, packets))
         parts.append(table)
         if interface["cpus"]:
