@@ -711,20 +711,24 @@ def test_frames_that_gro_has_merged_are_still_so_many(cable):
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:
         tap.bind((SENSOR, 0))
         tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
-        os.sched_setaffinity(0, {min(cpus)})
-        try:
-            for frame in frames:
-                cable.send(frame)
-        finally:
-            os.sched_setaffinity(0, cpus)
-        assert (leaked(), isolated()["taken"]) == (0, len(frames))
         tap.setblocking(False)
-        seen = 0
-        with contextlib.suppress(BlockingIOError):
-            while tap.recv(1 << 16):
-                seen += 1
-    if seen == len(frames):
+        for times in range(1, 21):  # on a busy machine the CPU may get round to each frame at once
+            os.sched_setaffinity(0, {min(cpus)})
+            try:
+                for frame in frames:
+                    cable.send(frame)
+            finally:
+                os.sched_setaffinity(0, cpus)
+            assert (leaked(), isolated()["taken"]) == (0, times * len(frames))
+            seen = 0
+            with contextlib.suppress(BlockingIOError):
+                while tap.recv(1 << 16):
+                    seen += 1
+            if seen < len(frames):
+                return
+    if version.running() < (6, 15):
         pytest.skip("this kernel's cpumap merges nothing (before Linux 6.15)")
+    pytest.fail("none were merged, so that nothing was tested")
 
 
 def test_what_was_decapsulated_without_it_does_not_count(cable):
