@@ -392,7 +392,7 @@ MISSING = ("bcc is missing for this Python: install python3-bpfcc (Debian, Ubunt
     ("import sys; sys.exit(5)", "the compiler ended with status 5"),
 ], ids=["missing", "another", "does not load", "memory", "no more memory", "aborts", "exits"])
 def test_without_bcc(cable, tmp_path, monkeypatch, stub, message):
-    monkeypatch.setenv(cache.VARIABLE, "/nowhere/cache")
+    monkeypatch.setenv(cache.VARIABLE, "/proc/nowhere")
     (tmp_path / "bcc.py").write_text(stub)
     installed = importlib.util.find_spec("bcc").origin
     hidden = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"',

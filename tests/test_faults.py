@@ -279,7 +279,7 @@ def test_a_run_that_takes_nothing(cable, monkeypatch, kept, prepare, attaching, 
         loader.attach(SENSOR, InterfaceConfig())
         loader.detach(SENSOR)
     else:
-        monkeypatch.setenv(cache.VARIABLE, "/nowhere/cache")
+        monkeypatch.setenv(cache.VARIABLE, "/proc/nowhere")
     done = in_a_mount_namespace(prepare, "attach", SENSOR)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"xdp-erm: {attaching}\n")
     assert everything() == before

@@ -154,7 +154,7 @@ def test_an_upgrade_from_a_version_that_used_clsact(cable, monkeypatch, hook, mo
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_temporary_is_left(cable, how, monkeypatch):
     """By a command that is killed, or ended by Ctrl-C, while it compiles."""
-    monkeypatch.setenv("XDP_ERM_CACHE", "/nowhere/cache")
+    monkeypatch.setenv("XDP_ERM_CACHE", "/proc/nowhere")
 
     def temporary() -> list[Path]:
         return list(Path("/run").glob("xdp-erm-compile-*"))
