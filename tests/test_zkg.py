@@ -36,7 +36,8 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_zeekctl_finds_one_module_and_what_it_needs(built):
-    assert sorted(path.name for path in built.iterdir()) == ["settings.json", "xdp-erm.pyz", "xdp_erm_zeekctl.py"]
+    assert sorted(path.name for path in built.iterdir()) == ["settings.json", "xdp-erm.8", "xdp-erm.pyz",
+                                                           "xdp_erm_zeekctl.py"]
 
 
 @pytest.mark.check

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes what zeekctl gets: the plugin, and beside it the settings it has to know and the helper as one file.
+"""Makes what zeekctl gets: the plugin, and beside it the settings it has to know, the helper as one file, its man page.
 
 zkg runs this to build the package. It needs nothing but Python's standard library.
 """
@@ -16,6 +16,7 @@ BUILD = ROOT / "build" / "zeekctl"
 PLUGIN = "xdp_erm_zeekctl.py"
 HELPER = "xdp-erm.pyz"
 SETTINGS = "settings.json"
+MAN_PAGE = "xdp-erm.8"
 
 # The Python that bcc is packaged for, which a virtual environment's is not; in UTF-8 as bin/xdp-erm.
 INTERPRETER = "/usr/bin/python3 -Xutf8"
@@ -33,6 +34,7 @@ def settings() -> str:
 
 def build(directory: Path) -> None:
     shutil.copy(ROOT / "zeekctl" / PLUGIN, directory)
+    shutil.copy(ROOT / "docs" / MAN_PAGE, directory)
     (directory / SETTINGS).write_text(settings())
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary)
