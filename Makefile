@@ -2,7 +2,7 @@
 # make check     what to run at each change: lint, types, program, configuration and one of each kind of test (root)
 # make test      run the tests but for those that take long (root: most of them use XDP); TEST="-k attach -x",
 #                ZEEK=/opt/zeek9 for another Zeek than that in /opt/zeek, XDP_ERM_REQUIRE=zeek,bcc,qemu to fail for want of these
-# make nightly   run all tests, then fuzz, soak and bench
+# make nightly   run all tests, then fuzz, soak, nics and bench
 # make fuzz      compare the XDP program with the reference on millions of frames (root); FUZZ="--seed 1 --frames 9000000"
 # make soak      all faults at random under traffic, with exact books (root); SOAK="--minutes 10 --seed 1"
 # make nics      try drivers of real NICs in emulated machines (root, hours without KVM); NICS="vmxnet3 igb" KERNELS=6.12
@@ -44,7 +44,7 @@ test: $(VENV)/ready
 
 nightly: $(VENV)/ready
 	$(PYTEST)
-	$(MAKE) fuzz soak bench
+	$(MAKE) fuzz soak nics bench
 
 fuzz: $(VENV)/ready
 	PYTHONPATH=tests $(IN_VENV) -m fuzz $(FUZZ)
