@@ -395,7 +395,7 @@ static __always_inline void write_tag(struct xdp_md *ctx, u32 tag)
 {
 	u32 *word = (void *)(long)ctx->data;
 
-	/* Only the verifier does not know that a whole Ethernet header and room for the tag are there. */
+	/* Only the verifier does not know that both addresses and room for the tag are there. */
 	if ((void *)(word + 4) > (void *)(long)ctx->data_end)
 		return;
 	word[0] = word[1];
@@ -678,6 +678,13 @@ static __always_inline void decapsulate(struct xdp_md *ctx, long length, struct 
 		ethernet.ethertype = bpf_htons(made);
 		strip -= sizeof(ethernet);
 	} else if (tagged) {
+#ifdef CONFIG_FRAGS
+		/* The addresses are moved; the first piece of memory may end among them. */
+		if (level.macs + 2 * sizeof(ethernet.source) > data_end) {
+			outcome->verdict = VERDICT_FAILED;
+			return;
+		}
+#endif
 		strip -= sizeof(struct vlan_tag);
 	}
 

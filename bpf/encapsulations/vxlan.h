@@ -10,15 +10,22 @@ struct vxlan {
 };
 
 #define VXLAN_HAS_VNI 0x08000000
+#define VXLAN_HAS_NEXT 0x04000000		/* VXLAN-GPE: what follows has a number */
+#define VXLAN_NEXT(flags) ((flags) & 0xff)
+#define VXLAN_ETHERNET 3
 
 static __always_inline enum verdict take_vxlan(struct cursor *cursor, struct wrapping *wrapping)
 {
 	struct vxlan *vxlan = take(cursor, sizeof(*vxlan));
+	u32 flags;
 
 	if (!vxlan || cursor->left < 0)
 		return VERDICT_TRUNCATED;
-	if (!(vxlan->flags & bpf_htonl(VXLAN_HAS_VNI)))
+	flags = bpf_ntohl(vxlan->flags);
+	if (!(flags & VXLAN_HAS_VNI))
 		return VERDICT_MALFORMED;
+	if (flags & VXLAN_HAS_NEXT && VXLAN_NEXT(flags) != VXLAN_ETHERNET)
+		return VERDICT_OTHER;
 	wrapping->session = bpf_ntohl(vxlan->vni) >> 8;
 	return VERDICT_DECAPSULATED;
 }

@@ -198,6 +198,8 @@ def _unwrap_vxlan(payload: bytes) -> Header:
     flags, vni = struct.unpack("!II", take(payload, 8))
     if not flags & 0x08000000:
         raise Untouched("malformed")
+    if flags & 0x04000000 and flags & 0xFF != 3:  # VXLAN-GPE, and not of Ethernet
+        raise Untouched("other")
     return Header(8, vni >> 8)
 
 
