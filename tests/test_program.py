@@ -11,6 +11,7 @@ import os
 import struct
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -508,6 +509,17 @@ def test_a_first_piece_of_any_length(in_pieces, first):
     assert (result, left) == (XDP_PASS, sent[wrapping:] if expected == "decapsulated" else sent)
 
 
+@pytest.mark.parametrize("encapsulations", [("erm",), shared.ENCAPSULATIONS], ids=["ERM", "all"])
+def test_a_tag_needs_the_whole_ethernet_header_in_the_first_piece(in_pieces, encapsulations):
+    sent = bytes(wrap(LONG, vlan=10))
+    wrapping = len(sent) - len(LONG)
+    whole = bytes(MACS / Dot1Q(vlan=10, prio=0) / LONG.payload)
+    with Program(InterfaceConfig(encapsulations=encapsulations, isolate=False), variant=Variant(frags=True)) as loaded:
+        for first in range(wrapping, wrapping + 20):
+            result, left = bpf.test_run(loaded.fd, sent, linear=first)
+            assert (result, left) == (XDP_PASS, whole if first >= wrapping + 12 else sent)
+
+
 @pytest.mark.parametrize("isolate", [True, False])
 def test_headers_in_several_pieces_are_put_into_the_first(in_pieces, isolate):
     """Since Linux 6.18, which this test needs in any case. Then the frame is as if it had been in one piece."""
@@ -539,6 +551,21 @@ def test_what_is_truncated_is_so_in_several_pieces_too(in_pieces, first):
     before = in_pieces.counters()["truncated"].packets
     assert bpf.test_run(in_pieces.fd, sent, linear=first + 200) == (XDP_PASS, sent)
     assert in_pieces.counters()["truncated"].packets == before + 1
+
+
+def test_sessions_are_read_though_a_flood_never_rests():
+    """Of made-up sources, on so many CPUs that a place passes to another session while they are read, each time."""
+    readings = itertools.count()
+
+    def lookup(key: bytes) -> list[bytes]:
+        number = next(readings)
+        assert number < 1000, "it is read for ever"
+        place = struct.pack("!II", 0x0A000000 + number, 0) + struct.pack("=QQQ", 1, 100, 1 << 32)
+        return [place + bytes(len(place) * (shared.OWN_SESSIONS - 1))]
+
+    own = SimpleNamespace(info=SimpleNamespace(value_size=32 * shared.OWN_SESSIONS), lookup=lookup)
+    sessions = stats.read_sessions(own, SimpleNamespace(contents=dict))
+    assert [counted[:2] for counted in sessions.values()] == [(1, 100)]
 
 
 def test_last_seen(xdp):

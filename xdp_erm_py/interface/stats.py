@@ -280,7 +280,8 @@ def read_sessions(own: bpf.Map, shared_: bpf.Map) -> dict[Session, tuple[int, in
     `own` are the places that each CPU has for itself, `shared_` is where all others are counted.
     """
     places = _own_sessions(own)
-    while True:
+    # With many CPUs a flood of made-up sources may never rest. Then a session that was silent for long can be missing.
+    for _ in range(_MOST_LOOKS):
         found = shared_.contents()
         again = _own_sessions(own)
         # Where a place has passed to another session, what the one before had moved while we looked.
@@ -308,6 +309,7 @@ def _session(key: bytes) -> Session:
                    encapsulation)
 
 
+_MOST_LOOKS = 10
 _ERM_KEY_LEN = 8
 _COUNTED = struct.Struct("=QQQ")  # packets, bytes, jiffies
 

@@ -183,7 +183,8 @@ class Map:
             _bpf(_MAP_LOOKUP, struct.pack("=IIQQQ", self.fd, 0, _address(key_buffer), _address(values), 0))
         except FileNotFoundError:
             return None
-        return [values.raw[start:start + self.info.value_size] for start in range(0, len(values), self._stride)]
+        raw = values.raw  # a copy each time
+        return [raw[start:start + self.info.value_size] for start in range(0, len(raw), self._stride)]
 
     def update(self, key: bytes, value: bytes) -> None:
         """Puts `value` under `key`."""
@@ -208,9 +209,10 @@ class Map:
             except FileNotFoundError:
                 at_end = True
             count, = struct.unpack_from("=I", attributes, 32)
+            raw_keys, raw_values = keys.raw, values.raw
             for index in range(count):
-                key = keys.raw[index * key_size:(index + 1) * key_size]
-                found[key] = values.raw[index * value_size:(index + 1) * value_size]
+                key = raw_keys[index * key_size:(index + 1) * key_size]
+                found[key] = raw_values[index * value_size:(index + 1) * value_size]
             before = _address(place)
         return found
 
