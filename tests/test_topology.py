@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import socket
 
@@ -89,6 +90,39 @@ def test_frames_of_a_port_do_not_reach_its_bridge_and_it_is_said(cable, bridge):
     assert said_by_doctor("place", SENSOR) == [(WARNING, STARVED)]
     assert not [line for line in loader.attach(SENSOR, InterfaceConfig(isolate=False)) if "gets no" in line]
     assert said_by_doctor("place", SENSOR) == []
+
+
+TAKEN = ("what comes here for the host's own tunnel vxlan0 (vxlan) is taken for mirrored frames, and does not get "
+         "there: set `sources` to the switches' addresses")
+
+
+def test_a_tunnel_of_the_hosts_own_is_told_of(cable):
+    vxlan = InterfaceConfig(encapsulations=("vxlan",))
+    others = InterfaceConfig(encapsulations=("erspan", "gre", "geneve"))
+    switches = dataclasses.replace(vxlan, sources=("198.51.100.0/24",))
+
+    def told(config):
+        return f"{SENSOR}: warning: {TAKEN}" in loader.attach(SENSOR, config), said_by_doctor("place", SENSOR)
+
+    shell("ip link add vxlan0 type vxlan id 7 dstport 4789 local 192.0.2.1")
+    assert told(vxlan) == (False, [])  # as it is down
+    shell("ip link set vxlan0 up")
+    assert told(vxlan) == (True, [(WARNING, TAKEN)])
+    assert told(vxlan) == (True, [(WARNING, TAKEN)])
+    for config in (switches, others, DEFAULT):
+        assert told(config) == (False, [])
+
+
+def test_which_tunnels_can_be_meant():
+    """This kernel may have none of these kinds."""
+    here, gre = link("eth1", 1), link("gre1", 2, kind="gre", flags=1)
+    erspan, ip6 = link("e1", 3, kind="erspan", lower=9, flags=1), link("g6", 4, kind="ip6gretap", lower=1, flags=1)
+    everything = [here, link("vlan5", 9, kind="vlan", lower=5), gre, erspan, ip6]
+    told = topology.diverted(everything, here, ("erspan", "gre", "vxlan"), ())
+    # The other one stands on another interface.
+    assert [line.partition(" tunnel ")[2].split()[0] for line in told] == ["gre1", "g6"]
+    assert topology.diverted(everything, here, ("vxlan", "geneve", "tzsp", "erm"), ()) == []
+    assert topology.diverted(everything, here, ("gre",), ("198.51.100.0/24",)) == []
 
 
 def test_the_cure_that_is_named_is_one(cable, bridge, monkeypatch):

@@ -231,6 +231,9 @@ def place(patient: Patient) -> Iterator[Result]:
         yield Result(PROBLEM, _without(patient.link.name, error))
         return
     with Links() as links:
+        for line in topology.diverted(links, patient.link, patient.settings["encapsulations"],
+                                      patient.settings["sources"]):
+            yield Result(WARNING, line)
         if patient.settings["isolate"]:
             for line in topology.starved(links, patient.link):
                 yield Result(WARNING, line)

@@ -125,6 +125,8 @@ class _Attaching:
         if self._programs:
             self.said += _put(self._opened, links, link, self._current, self._candidates, self._programs)
             self._put = True
+        self.said += [f"{link.name}: warning: {line}" for line in topology.diverted(
+            links, link, self._config.encapsulations, self._config.sources)]
         if self._config.isolate:
             isolation.retire(link)
             self.said += [f"{link.name}: warning: {line}" for line in topology.starved(links, link)]

@@ -13,6 +13,10 @@ _STANDING = ("ipvlan", "ipvtap", "macvlan", "macvtap", "vlan")
 #: Its driver runs a program on its parts, and takes none where one of these has its own.
 _BOND = "bond"
 
+#: Kinds of tunnels, by the encapsulation that they come in.
+_TUNNELS = {"vxlan": ("vxlan",), "geneve": ("geneve",), "gre": ("gre", "gretap", "ip6gre", "ip6gretap"),
+            "erspan": ("erspan", "ip6erspan")}
+
 #: Kinds that have an Ethernet header, and receive nothing that XDP could see; and why.
 _NOTHING_RECEIVED = {
     "dummy": "receives no frames; what is sent into it goes to taps only",
@@ -94,6 +98,19 @@ def starved(links: Iterable[Link], link: Link) -> list[str]:
     """What is to be said of each interface that gets no decapsulated frames, as this one keeps them to its own taps."""
     return [f"{_called(other)}, which gets its frames, gets no decapsulated ones: attach to {other.name} if Zeek "
             "captures there" for other in above(links, link)]
+
+
+def diverted(links: Iterable[Link], link: Link, encapsulations: Iterable[str], sources: Iterable[str]) -> list[str]:
+    """What is to be said of each tunnel that ends at the host and comes in an encapsulation that is taken off, whoever
+    sends it: `encapsulations` and `sources` are those configured."""
+    if sources:
+        return []
+    everything = list(links)
+    kinds = [kind for each in encapsulations for kind in _TUNNELS.get(each, ())]
+    carriers = [None, *(each.index for each in stack(everything, link))]
+    return [f"what comes here for the host's own tunnel {other.name} ({other.kind}) is taken for mirrored frames, and "
+            "does not get there: set `sources` to the switches' addresses"
+            for other in everything if other.kind in kinds and other.up and other.lower in carriers]
 
 
 def untagged(links: Iterable[Link], link: Link) -> list[str]:
