@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import itertools
 import json
 import operator
 import os
@@ -345,10 +346,11 @@ def test_swaps_under_traffic(cable, mode):
     """All the while every packet arrives, decapsulated, and is counted."""
     configs = [InterfaceConfig(mode=mode), InterfaceConfig(mode=mode, depth=3, sources=("198.51.100.0/24",)),
                InterfaceConfig(mode=mode, sources=("198.51.100.0/24",), targets=("192.0.2.1",)),
-               InterfaceConfig(mode=mode, port=(7932, 7933))] * 3
+               InterfaceConfig(mode=mode, port=(7932, 7933))]
     loader.attach(SENSOR, configs[-1])
     cable.wait_for_carrier()
-    done, sent_bytes = threading.Event(), 0
+    done, sent_bytes, under_traffic = threading.Event(), 0, 0
+    deadline = time.monotonic() + TIMEOUT
 
     def traffic():
         nonlocal sent_bytes
@@ -362,12 +364,15 @@ def test_swaps_under_traffic(cable, mode):
         sender = threading.Thread(target=lab.mirror, args=(cable, traffic(), workers))
         sender.start()
         try:
-            for config in configs:
+            for config in itertools.cycle(configs):  # on a busy machine nothing may be sent during some of the swaps
+                if under_traffic == 12:
+                    break
+                assert time.monotonic() < deadline, f"traffic during {under_traffic} swaps only"
                 before, counted = link().program_id, counters()["decapsulated"]["packets"]
                 said = loader.attach(SENSOR, config)
                 assert said == [f"{SENSOR}: swapped the program ({mode}, program {link().program_id})"]
                 assert link().program_id != before
-                assert counters()["decapsulated"]["packets"] > counted, "no traffic during the swap"
+                under_traffic += counters()["decapsulated"]["packets"] > counted
         finally:
             done.set()
             sender.join(TIMEOUT)

@@ -16,7 +16,7 @@ DIRECTORY = REPOSITORY / "tests" / "btest"
 TESTS = sorted(str(path.relative_to(DIRECTORY)) for path in DIRECTORY.glob("*/*.zeek") if path.parent.name != "Scripts")
 PATH = os.pathsep.join([os.environ["PATH"], "/opt/zeek/bin", "/usr/local/zeek/bin"])
 BTEST = shutil.which("btest", path=PATH)
-TIMEOUT = 300  # seconds
+TIMEOUT = 540  # seconds: one starts Zeek a hundred times, each a few seconds on a busy machine
 
 # Ports of its own, and nothing that it leaves running outlives it.
 ALONE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
