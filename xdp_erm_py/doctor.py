@@ -25,7 +25,7 @@ from .program.counters import COUNTERS
 from .publish import lock
 from .publish.publisher import KEEP_SECONDS
 from .publish.reports import seconds
-from .settings import DEFAULTS
+from .settings import DEFAULTS, PORTS
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -258,8 +258,8 @@ def address(patient: Patient) -> Iterator[Result]:
                               "requests") if obstacle else Result(OK, told)
     targets = patient.settings["targets"]
     if targets and addresses and not set(targets) & set(addresses):
-        yield Result(WARNING, f"none of its addresses is in `targets` ({', '.join(targets)}), so ERM to them is not "
-                              "taken: add the one that the mirror sessions name")
+        yield Result(WARNING, f"none of its addresses is in `targets` ({', '.join(targets)}), so what is sent to them "
+                              "is not taken: add the one that the mirror sessions name")
 
 
 def _no_arp(link: Link) -> str | None:
@@ -310,12 +310,14 @@ def buffers(patient: Patient) -> Iterator[Result]:
 
 
 def allow_lists(patient: Patient) -> Iterator[Result]:
-    ports = ", ".join(map(str, patient.settings["port"]))
+    taken = patient.settings["encapsulations"]
+    ports = [str(port) for name in taken if name in PORTS for port in patient.settings[PORTS[name]]]
+    sent = [f"UDP to port {', '.join(ports)}"] * bool(ports) + ["GRE"] * any(name not in PORTS for name in taken)
     for key, what in (("sources", "the switches' addresses"), ("targets", "the address that the mirror sessions name")):
         if patient.settings[key]:
             yield Result(OK, f"`{key}` is {', '.join(patient.settings[key])}")
         else:
-            yield Result(WARNING, f"`{key}` is not set, so whoever can send UDP to port {ports} can put frames before "
+            yield Result(WARNING, f"`{key}` is not set, so whoever can send {' or '.join(sent)} can put frames before "
                                   f"Zeek: set it to {what}")
 
 
@@ -457,7 +459,7 @@ def offloads(patient: Patient) -> Iterator[Result]:
 def packets(patient: Patient) -> Iterator[Result]:
     counted = {verdict: patient.counted["counters"][verdict]["packets"] for verdict in shared.VERDICTS}
     total, decapsulated = sum(counted.values()), counted["decapsulated"]
-    erm = total - counted["other"]
+    mirrored = total - counted["other"] - counted["extension"]
     if decapsulated:
         yield Result(OK, f"{decapsulated} packets were decapsulated since {patient.counted['attached_at']}")
         yield from _silence(patient)
@@ -465,15 +467,19 @@ def packets(patient: Patient) -> Iterator[Result]:
         pass  # run_by_driver() has said what is so
     elif not total:
         yield Result(WARNING, "no packet has come: is the mirror session on, and its target this interface?")
-    elif not erm:
-        yield Result(WARNING, f"none of {total} packets is ERM: `tcpdump -ni {patient.link.name} udp` shows whether "
-                              "the switch sends, and to which port, which goes into `port`")
+    elif not mirrored:
+        yield Result(WARNING, f"none of {total} packets is a mirror's: `tcpdump -ni {patient.link.name}` shows whether "
+                              "the switch sends, in what, and to which port; that goes into `encapsulations` "
+                              f"({', '.join(patient.settings['encapsulations'])}) and the setting of its port")
     for counter in COUNTERS:
-        found, of = patient.counted["counters"][counter.name]["packets"], decapsulated if counter.is_note else erm
+        found, of = patient.counted["counters"][counter.name]["packets"], decapsulated if counter.is_note else mirrored
         if not counter.cure or found <= counter.tolerated * of:
             continue
         if counter.is_note:
             yield Result(WARNING, f"{found} of {of} mirrored frames are {counter.name}: {counter.cure}")
+        elif counter.name == "extension":
+            yield Result(WARNING, f"{found} packets may be a mirror's and are not decapsulated ({counter.name}): "
+                                  f"{counter.cure}")
         else:
             senders = _senders(patient) if counter.name.startswith("foreign") else ""
             yield Result(WARNING if decapsulated else PROBLEM,
