@@ -28,7 +28,7 @@ import websockets
 
 from xdp_erm_py import publish, shared
 from xdp_erm_py.errors import UsageError, XdpErmError
-from xdp_erm_py.publish import events, reports
+from xdp_erm_py.publish import events, reports, transports
 from xdp_erm_py.publish import publisher as publisher_module
 from xdp_erm_py.publish.publisher import Publisher
 from xdp_erm_py.publish.reports import Message, Reporter, host_counters
@@ -859,6 +859,42 @@ def test_another_transport_takes_over(ends: Path) -> None:
             await until(lambda: len(zeek.received) >= 3)
         assert dead.attempts == 1
     asyncio.run(scenario())
+
+
+def test_an_old_library_of_websockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 9.1, as Ubuntu 22.04 has it: its client takes a text, and only Zeek's answer says that it has refused."""
+    class Connection:
+        state, parser_exc = types.SimpleNamespace(name="CONNECTING"), None
+
+        def __init__(self, uri: str, max_size: int) -> None:
+            assert uri.startswith("ws://127.0.0.1:")
+
+        def connect(self) -> None:
+            pass
+
+        send_request = receive_data = lambda self, what: None
+        data_to_send = list
+
+        def events_received(self) -> list[Any]:
+            return [types.SimpleNamespace(exception=ValueError("rejected: HTTP 404"))]
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 404 Not Found\r\n\r\n")
+        writer.close()
+
+    async def connect() -> None:
+        async with await asyncio.start_server(refuse, "127.0.0.1") as server:
+            transport = WebSocket("127.0.0.1", server.sockets[0].getsockname()[1])
+            try:
+                await transport.open()
+            finally:
+                await transport.close()
+
+    modules = {"websockets.client": types.SimpleNamespace(ClientConnection=Connection),
+               "websockets.version": types.SimpleNamespace(version="9.1")}
+    monkeypatch.setattr(transports.importlib, "import_module", modules.__getitem__)
+    with pytest.raises(ConnectionFailed, match=r"^ws://127.0.0.1:\d+: rejected: HTTP 404$"):
+        asyncio.run(connect())
 
 
 def test_a_broker_that_cannot_be_started_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:

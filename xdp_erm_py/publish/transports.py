@@ -67,6 +67,7 @@ class WebSocket:
             self._writing = asyncio.Lock()
             self._messages: asyncio.Queue[str | Exception] = asyncio.Queue(_UNREAD_MESSAGES)
             self._part = b""
+            self._refused: Exception | None = None
             self._protocol = _client(f"{self.name}/v1/messages/json")
             self._protocol.send_request(self._protocol.connect())
             await asyncio.wait_for(self._shake_hands(), OPEN_SECONDS)
@@ -105,10 +106,10 @@ class WebSocket:
 
     async def _shake_hands(self) -> None:
         await self._write()
-        while self._protocol.state.name == "CONNECTING" and not self._protocol.handshake_exc:
+        while self._protocol.state.name == "CONNECTING" and not self._refused:
             await self._take_in()
-        if self._protocol.handshake_exc:
-            raise self._protocol.handshake_exc
+        if self._refused:
+            raise self._refused
 
     async def _read(self) -> None:
         """Reads, also while nobody waits for a message, because pings want answers."""
@@ -131,6 +132,10 @@ class WebSocket:
                 if event.fin:
                     message, self._part = self._part, b""
                     await self._messages.put(message.decode())
+            # Before version 10 it is Zeek's answer that knows.
+            elif not hasattr(self._protocol, "handshake_exc"):
+                self._refused = getattr(event, "exception", None)
+        self._refused = getattr(self._protocol, "handshake_exc", self._refused)
         await self._write()
         if self._protocol.parser_exc:
             raise self._protocol.parser_exc
@@ -158,10 +163,11 @@ class WebSocket:
 
 
 def _client(uri: str) -> Any:
-    """The library's client without input and output, which version 10.4 calls a connection."""
+    """The library's client without input and output, which versions before 11 call a connection."""
     client: Any = importlib.import_module("websockets.client")
     kind = getattr(client, "ClientProtocol", None) or client.ClientConnection
-    return kind(importlib.import_module("websockets.uri").parse_uri(uri), max_size=_MESSAGE_BYTES)
+    is_old = int(importlib.import_module("websockets.version").version.partition(".")[0]) < 10
+    return kind(uri if is_old else importlib.import_module("websockets.uri").parse_uri(uri), max_size=_MESSAGE_BYTES)
 
 
 async def _connect(host: str, port: int) -> socket.socket:
