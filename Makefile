@@ -7,6 +7,7 @@
 # make soak      all faults at random under traffic, with exact books (root); SOAK="--minutes 10 --seed 1"
 # make nics      try drivers of real NICs in emulated machines (root, hours without KVM); NICS="vmxnet3 igb" KERNELS=6.12
 # make bench     measure costs, gains and alternatives (root); BENCH="--quick --only cost balance --json FILE --plot FILE"
+# make figures   make bench for docs/cost.md: its picture and table
 # make install   put xdp-erm and its man page below /usr/local; PREFIX=, DESTDIR=
 # make docs      make anew what the documentation has from the code: tables and the man page
 # make pictures  make the documentation's pictures anew, with what is counted and balanced now (root)
@@ -23,7 +24,7 @@ RUNTIME_PACKAGES := python3-bpfcc python3-yaml python3-pyroute2 python3-rich pyt
 TEST_PACKAGES := python3-venv iproute2 ethtool procps util-linux git python3-git python3-semantic-version rsync systemd udev \
 	valgrind nftables strace
 # What the benchmark needs besides what runs.
-BENCH_PACKAGES := python3-matplotlib gcc libc6-dev iproute2 ethtool
+BENCH_PACKAGES := gcc libc6-dev iproute2 ethtool
 
 # What tests run: those of the project, with Zeek's commands if there is a Zeek. Two processes, as much of a test is
 # waiting; those of a group, which share a cluster for example, run in one of them.
@@ -31,7 +32,7 @@ IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$(ZEEK)/bin:/usr/sbin:/usr/bin:/sbin:/bin
 PYTEST := $(IN_VENV) -m pytest --numprocesses=2 --dist=loadgroup
 TEST :=
 
-.PHONY: demo check test nightly fuzz soak nics bench install docs pictures runtime clean
+.PHONY: demo check test nightly fuzz soak nics bench figures install docs pictures runtime clean
 
 demo: runtime
 	bin/xdp-erm lab
@@ -60,6 +61,10 @@ bench:
 	@tools/apt-install $(RUNTIME_PACKAGES) $(BENCH_PACKAGES)
 	PATH=/usr/sbin:/usr/bin:/sbin:/bin $(PYTHON) -m bench $(BENCH)
 
+figures:
+	$(MAKE) bench BENCH="--json docs/bench.json --plot docs/bench.svg"
+	$(MAKE) docs
+
 install:
 	$(PYTHON) zeekctl/build.py
 	install -D -m 755 build/zeekctl/xdp-erm.pyz $(DESTDIR)$(PREFIX)/sbin/xdp-erm
@@ -72,6 +77,7 @@ pictures: runtime
 	bin/xdp-erm lab --sessions 1 --packets 4000 > docs/lab.txt
 	$(PYTHON) docs/pictures.py
 	PYTHONPATH=. $(PYTHON) docs/screen.py
+	$(PYTHON) -m bench.plot docs/bench.json docs/bench.svg
 
 runtime:
 	@tools/apt-install $(RUNTIME_PACKAGES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.privileges import require_to_change
 
-from . import alternatives, balance, cost, helper, load, table, way, zeek
+from . import alternatives, balance, cost, helper, load, plot, table, way, zeek
 
 GROUPS = {"cost": cost.run, "way": way.run, "balance": balance.run, "alternatives": alternatives.run, "zeek": zeek.run,
           "helper": helper.run}
@@ -30,10 +29,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP",
                         help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the values of all rounds")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture (PNG)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture (SVG)")
     args = parser.parse_args()
-    if args.plot:
-        from . import plot  # late, as nothing else needs matplotlib; now, as the run takes minutes
     require_to_change()
     start, busy = time.monotonic(), os.getloadavg()[0]
     with load.programs() as directory:
@@ -41,12 +38,11 @@ def main() -> None:
     print(f"{machine()}; {time.monotonic() - start:.0f} s, load before {busy:.1f}"
           f"{'; quick: no figures to keep' if args.quick else ''}")
     print(table.text(rows))
+    document = {"machine": machine(), "quick": args.quick, "load_before": busy, "rows": [row.as_dict() for row in rows]}
     if args.json:
-        document = {"machine": machine(), "quick": args.quick, "load_before": busy,
-                    "rows": [row.as_dict() for row in rows]}
-        args.json.write_text(json.dumps(document, indent=1) + "\n")
+        args.json.write_text(table.as_json(document))
     if args.plot:
-        plot.write(args.plot, machine(), rows)
+        args.plot.write_text(plot.draw(document))
 
 
 if __name__ == "__main__":

@@ -1,58 +1,104 @@
-"""A picture of the two figures people care about: what a packet costs, and how many reach the members."""
+"""Draws what a packet costs and how many reach the members, for light and dark pages.
+
+    python3 -m bench.plot FILE PICTURE     draws what `make bench BENCH="--json FILE"` wrote
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
-import matplotlib
+from docs.pictures import picture, rectangle, text
 
 from . import balance, cost
 from .table import Row
 
-# The colours of Okabe and Ito, which those tell apart who see few.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+STEP = 19  # from bar to bar
+CASE = re.compile(rf"(.+), ({'|'.join(map(re.escape, balance.DEMANDS))}), (\d+) members?")
+STYLES = {"no XDP": "bad", "bare strip": "line", "54 bytes taken off without a look": "line"}
+"""Of what is not ours."""
 
 
-def write(path: Path, machine: str, rows: list[Row]) -> None:
-    """A PNG file; a panel stays empty where its group was not run."""
-    matplotlib.use("Agg")  # needs no display
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 7), layout="constrained")
-    figure.suptitle(f"xdp-erm: {machine}", fontsize=10)
-    _cost(left, [row for row in rows if row.group == cost.GROUP and row.unit == "ns over no-op"])
-    _balance(right, {row.name: row for row in rows if row.group == balance.GROUP})
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
+def is_drawn(row: Row) -> bool:
+    """Or of a case that is, as are packets per CPU."""
+    return row.unit == "ns over no-op" or bool(CASE.match(row.name))
 
 
-def _cost(axes: matplotlib.axes.Axes, rows: list[Row]) -> None:
-    bars = axes.barh([row.name for row in rows], [row.median for row in rows], xerr=_spread(rows), color=COLOURS[0])
-    axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.invert_yaxis()
-    axes.set_title("What the XDP program costs a packet")
-    axes.set_xlabel("ns over a program that does nothing (median, smallest to largest)")
+def draw(document: dict[str, Any]) -> str:
+    """An SVG of what is written as JSON; a part is left out where its group was not run."""
+    rows = [row for row in map(Row.of, document["rows"]) if is_drawn(row)]
+    parts, bottom = _cost([row for row in rows if row.group == cost.GROUP], 62)
+    more, bottom = _balance([row for row in rows if row.group == balance.GROUP], bottom)
+    said = f"{document['machine']}; load before: {document['load_before']:.1f}"
+    return picture(bottom + 20, "What the XDP program costs a packet, and how many packets reach AF_PACKET members",
+                   text(20, 28, said, "soft small"), *parts, *more)
 
 
-def _balance(axes: matplotlib.axes.Axes, rows: dict[str, Row]) -> None:
-    groups = [(demand, members) for demand in balance.DEMANDS for members in balance.MEMBERS]
-    width = 0.8 / len(balance.ARRANGEMENTS)
-    for number, arrangement in enumerate(balance.ARRANGEMENTS):
-        found = [rows[case.name] for case in (balance.Case(arrangement, *group) for group in groups)
-                 if case.name in rows]
-        places = [place + number * width for place in range(len(found))]
-        axes.bar(places, [row.median / 1e6 for row in found], width, yerr=_spread(found, 1e6), label=arrangement,
-                 color=COLOURS[number % len(COLOURS)])
-    labels = [f"{members} member{'s' if members > 1 else ''}\n{demand}".replace(" at ", "\nat ")
-              for demand, members in groups]
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], labels,
-                    fontsize=8)
-    axes.set_title("Packets that reach AF_PACKET members")
-    axes.set_ylabel("million packets per second")
-    axes.legend()
+def _cost(rows: list[Row], y: int) -> tuple[list[str], int]:
+    """What is drawn from there on, and where it ends."""
+    if not rows:
+        return [], y
+    parts = [text(20, y, "What the XDP program costs a packet", "ink title"),
+             text(780, y, "ns over a program that does nothing", "soft small", "end")]
+    y += 6
+    for row in rows:
+        y += STEP
+        parts += [text(280, y, row.name, "ink small", "end"),
+                  *_bar(row, 292, y, 430, _range(rows), STYLES.get(row.name, "good"), f"{row.median:.0f}")]
+    return parts, y
 
 
-def _spread(rows: list[Row], unit: float = 1.0) -> list[list[float]]:
-    """How far below and above the medians the rounds were."""
-    return [[(row.median - min(row.values)) / unit for row in rows],
-            [(max(row.values) - row.median) / unit for row in rows]]
+def _balance(rows: list[Row], y: int) -> tuple[list[str], int]:
+    """A line for each number of members and arrangement, a column for each thing that members do."""
+    found = {case.groups(): row for row in rows if (case := CASE.fullmatch(row.name))}
+    if not found:
+        return [], y
+    y += 2 * STEP
+    demands, members, arrangements = ({case[place]: None for case in found} for place in (1, 2, 0))
+    parts = [text(20, y, "Packets that reach AF_PACKET members", "ink title"),
+             text(780, y, "thousands a second", "soft small", "end")]
+    y += STEP
+    parts += [text(202 + 300 * number, y, demand, "soft small") for number, demand in enumerate(demands)]
+    for count in members:
+        y += STEP + 8
+        parts.append(text(20, y, f"{count} member{'s' if count != '1' else ''}", "ink title"))
+        for arrangement in arrangements:
+            y += STEP
+            parts.append(text(190, y, arrangement, "ink small", "end"))
+            for number, demand in enumerate(demands):
+                row = found[arrangement, demand, count]
+                scale = _range([row for case, row in found.items() if case[1] == demand])
+                parts += _bar(row, 202 + 300 * number, y, 210, scale, STYLES.get(arrangement, "good"),
+                              f"{row.median / 1000:,.0f}")
+    return parts, y
+
+
+def _bar(row: Row, x: float, y: float, width: float, within: tuple[float, float], style: str, number: str) -> list[str]:
+    """The median, as a bar, and from the smallest to the largest value a line; behind it the number."""
+    least, most = within
+
+    def at(value: float) -> float:
+        return x + width * (value - least) / (most - least)
+
+    low, high = sorted((at(0), at(row.median)))
+    return [rectangle(low, y - 11, high - low, 13, style),
+            rectangle(at(min(row.values)), y - 5, at(max(row.values)) - at(min(row.values)), 1.5, "ink"),
+            text(max(high, at(max(row.values))) + 6, y, number, "ink small")]
+
+
+def _range(rows: list[Row]) -> tuple[float, float]:
+    values = [value for row in rows for value in row.values]
+    return min(0.0, *values), max(1.0, *values)
+
+
+def main() -> None:
+    source, target = map(Path, sys.argv[1:])
+    target.write_text(draw(json.loads(source.read_text())))
+    print(f"wrote {target}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,12 +6,15 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench import plot
+from bench.table import Row, number
 from xdp_erm_py import __version__, cli, config, settings
 from xdp_erm_py.program.counters import COUNTERS
 
@@ -40,7 +43,24 @@ def zeekctl() -> str:
     return "\n".join(rows) + "\n"
 
 
-TABLES = {"settings": settings.reference, "zeekctl": zeekctl, "counters": counters, "cures": cures}
+def figures() -> str:
+    """What was measured and is not drawn."""
+    rows = map(Row.of, json.loads((DIRECTORY / "bench.json").read_text())["rows"])
+    lines = ["| | median | smallest to largest | |", "|---|---|---|---|"]
+    group = ""
+    for row in rows:
+        if plot.is_drawn(row):
+            continue
+        if row.group != group:
+            group = row.group
+            lines.append(f"| **{group}** | | | |")
+        spread = f"{number(min(row.values))} to {number(max(row.values))}" if len(row.values) > 1 else ""
+        lines.append(f"| {row.name} | {number(row.median)} {row.unit} | {spread} | {row.note} |" if row.values
+                     else f"| {row.name} | | | {row.note} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"figures": figures, "settings": settings.reference, "zeekctl": zeekctl, "counters": counters, "cures": cures}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 

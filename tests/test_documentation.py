@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bench import plot
 from docs import generated, pictures
 from xdp_erm_py import cli, config
 from xdp_erm_py.errors import UsageError, XdpErmError
@@ -68,6 +70,11 @@ def test_drawings_are_up_to_date():
     workers = pictures.read_lab((DOCS / "lab.txt").read_text())
     assert len(workers) == 4
     assert (DOCS / "balance.svg").read_text() == pictures.balance(workers), "run make pictures"
+
+
+def test_the_picture_of_the_bench_is_of_its_figures():
+    assert (DOCS / "bench.svg").read_text() == plot.draw(json.loads((DOCS / "bench.json").read_text())), \
+        "run make pictures"
 
 
 def test_the_screen_is_of_these_counters():
