@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-import foreign
+import other_program
 import pytest
 from pyroute2 import IPRoute
 
@@ -568,7 +568,7 @@ def test_an_old_program_that_cannot_be_put_back_is_told_of(cable, monkeypatch):
 @pytest.mark.parametrize("program", ["somebody", "xdp_erm"])
 def test_a_foreign_program_stays(cable, mode, program):
     """Also one that has the name of ours."""
-    program_id = foreign.attach(SENSOR, mode, program)
+    program_id = other_program.attach(SENSOR, mode, program)
     before = link(), features()
     keyword = {"native": "xdpdrv", "generic": "xdpgeneric"}[mode]
     message = fails(loader.attach, SENSOR, DEFAULT)
@@ -583,7 +583,7 @@ def test_a_foreign_program_stays(cable, mode, program):
 
 
 def test_the_dispatcher_of_libxdp_stays(cable):
-    program_id = foreign.attach(SENSOR, "native", "xdp_dispatcher")
+    program_id = other_program.attach(SENSOR, "native", "xdp_dispatcher")
     assert fails(loader.attach, SENSOR, DEFAULT) == (
         f"{SENSOR}: libxdp's dispatcher (program {program_id}, xdp_dispatcher) holds the interface; free it with "
         f"`xdp-loader unload {SENSOR} --all`, or replace it with --force")
@@ -592,7 +592,7 @@ def test_the_dispatcher_of_libxdp_stays(cable):
 
 @pytest.mark.parametrize("mode", ["native", "generic"])
 def test_force_replaces_a_foreign_program(cable, mode):
-    program_id = foreign.attach(SENSOR, mode)
+    program_id = other_program.attach(SENSOR, mode)
     said = loader.attach(SENSOR, DEFAULT, force=True)
     assert said[-1] == (f"{SENSOR}: replaced program {program_id} of somebody else ({mode}, program "
                         f"{link().program_id})")
@@ -602,7 +602,7 @@ def test_force_replaces_a_foreign_program(cable, mode):
 
 @pytest.mark.parametrize("config", [DEFAULT, GENERIC], ids=["same mode", "other mode"])
 def test_a_bpf_link_cannot_be_replaced(cable, config):
-    with foreign.linked(SENSOR) as program_id:
+    with other_program.linked(SENSOR) as program_id:
         before = link(), features()
         assert fails(loader.attach, SENSOR, config, force=True) == (
             f"{SENSOR}: program {program_id} is held by a BPF link, which only its owner can release: stop that "

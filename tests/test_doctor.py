@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import filters
-import foreign
+import other_program
 import pytest
 from frames import ETHER
 from scapy.layers.inet import UDP
@@ -228,7 +228,7 @@ def test_program(cable):
     assert "systemd" not in found("program")[0][1]
     (wanted / f"xdp-erm@{SENSOR}.service").touch()
     says("program", PROBLEM, "not attached although a systemd unit shall do it", f"`xdp-erm attach {SENSOR}`")
-    theirs = foreign.attach(SENSOR, "native")
+    theirs = other_program.attach(SENSOR, "native")
     says("program", PROBLEM, f"another XDP program is attached (program {theirs}, somebody); free the interface")
     loader.attach(SENSOR, InterfaceConfig(), force=True)
     well("program", "xdp-erm is attached (native, program ")
@@ -413,19 +413,19 @@ def test_reports(cable):
     assert found("reports") == []  # no publisher, which is said already
     with publisher():
         well("reports", "Zeek has taken no report yet")  # it is attached since a moment ago
-        ends = lock.DEFAULT.with_suffix(".json")
+        checkpoints = lock.DEFAULT.with_suffix(".json")
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         for age, result in ((20, OK), (590, OK), (660, WARNING)):
-            end = {"id": state["id"], "since_boot": since_boot - age}
-            ends.write_text(json.dumps({"interfaces": {SENSOR: end}}))
+            checkpoint = {"id": state["id"], "since_boot": since_boot - age}
+            checkpoints.write_text(json.dumps({"interfaces": {SENSOR: checkpoint}}))
             assert [each for each, _ in found("reports")] == [result]
         says("reports", WARNING, "Zeek has taken no report for 11 minutes", "journalctl -u xdp-erm-publish.service")
         # The publisher remembers programs that are gone.
-        ends.write_text(json.dumps({"interfaces": {SENSOR: {**end, "id": "another"}}}))
+        checkpoints.write_text(json.dumps({"interfaces": {SENSOR: {**checkpoint, "id": "another"}}}))
         well("reports", "no report yet")
-        ends.write_text("{")
+        checkpoints.write_text("{")
         well("reports", "no report yet")
-        ends.write_text(json.dumps({"interfaces": {SENSOR: {**end, "since_boot": since_boot - 20}}}))
+        checkpoints.write_text(json.dumps({"interfaces": {SENSOR: {**checkpoint, "since_boot": since_boot - 20}}}))
         well("reports", "Zeek has taken a report ")
 
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import filters
-import foreign
+import other_program
 import pytest
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -137,7 +137,7 @@ def test_a_new_name_between_a_killed_attach_and_the_next(cable, monkeypatch):
     monkeypatch.setattr(loader, "_put", lambda *_: sys.exit("killed"))
     monkeypatch.setattr(loader.nic, "restore", lambda *_: [])
     monkeypatch.setattr(isolation, "release", lambda *_: [])
-    monkeypatch.setattr(journal.Journal, "end", lambda *_: None)
+    monkeypatch.setattr(journal.Journal, "finish", lambda *_: None)
     with pytest.raises(SystemExit):
         loader.attach(SENSOR, DEFAULT)
     monkeypatch.undo()
@@ -204,7 +204,7 @@ def test_somebody_else_replaces_our_program(cable):
     loader.attach(SENSOR, DEFAULT)
     with IPRoute() as route:
         route.link("set", index=route.link_lookup(ifname=SENSOR)[0], xdp_fd=-1)
-    program_id = foreign.attach(SENSOR, "native")
+    program_id = other_program.attach(SENSOR, "native")
     assert stats.snapshot() == []
     with pytest.raises(XdpErmError, match=rf"another XDP program is attached \(program {program_id}, somebody\)"):
         loader.attach(SENSOR, DEFAULT)

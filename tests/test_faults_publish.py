@@ -373,8 +373,8 @@ def test_a_zeek_that_is_killed_frozen_and_restarted(place: Publishing, log_inter
         return content
 
     def acknowledged() -> int:
-        ends = told().get("interfaces", {})
-        return ends["lo"]["counters"]["decapsulated"][0] if ends else 0
+        checkpoints = told().get("interfaces", {})
+        return checkpoints["lo"]["counters"]["decapsulated"][0] if checkpoints else 0
 
     def works() -> None:
         before = place.counted

@@ -409,7 +409,7 @@ def test_a_filter_that_was_left_alone_is_removed(hook, gone):
 def test_a_refused_attach_leaves_no_filter(hook, monkeypatch):
     def refuses(*_):
         raise XdpErmError("no")
-    monkeypatch.setattr(loader, "_attach", refuses)
+    monkeypatch.setattr(loader, "_attach_best", refuses)
     with pytest.raises(XdpErmError):
         loader.attach(SENSOR, InterfaceConfig())
     assert places() == NOTHING
@@ -585,7 +585,7 @@ def test_a_failed_upgrade_leaves_the_old_filter(hook, upgrade, monkeypatch):
 
     def refuses(*_):
         raise XdpErmError("no")
-    monkeypatch.setattr(loader, "_attach", refuses)
+    monkeypatch.setattr(loader, "_attach_best", refuses)
     with pytest.raises(XdpErmError):
         loader.attach(SENSOR, InterfaceConfig())
     assert filters.everything(SENSOR) == before
@@ -613,7 +613,7 @@ def test_somebody_elses_empty_qdisc_stays_where_a_command_was_killed(cable, monk
     shell(f"tc qdisc add dev {SENSOR} clsact")
     with monkeypatch.context() as patched:
         patched.setattr(clsact, "add_filter", lambda *_: sys.exit("killed"))
-        for owner, name in ((loader.nic, "restore"), (journal.Journal, "end")):
+        for owner, name in ((loader.nic, "restore"), (journal.Journal, "finish")):
             patched.setattr(owner, name, lambda *_: [])
         with pytest.raises(SystemExit):
             loader.attach(SENSOR, InterfaceConfig())

@@ -141,10 +141,10 @@ def test_steering_comes_and_goes_on_interfaces_below_as_well(cable):
         stack = [links.find(SENSOR), links.find("other0")]
     before = [rps.masks(each) for each in stack]
     kept = Kept()
-    nic.steer(stack, (0,), {}, kept)
+    nic.set_rps(stack, (0,), {}, kept)
     assert [rps.same(rps.masks(each)["rx-0"], "1") for each in stack] == [True, True]
     assert kept.changes["below"][str(stack[1].index)]["rps"]["rx-0"][0] == before[1]["rx-0"]
-    nic.steer(stack, (), kept.changes, Kept())
+    nic.set_rps(stack, (), kept.changes, Kept())
     assert [rps.masks(each) for each in stack] == before
     assert "rps" not in kept.changes and "rps" not in kept.changes["below"][str(stack[1].index)]
 
@@ -170,20 +170,20 @@ def test_the_hash_stays_unless_steering_goes_by_it(driver):
     kept = Kept()
     with Links() as links:
         assert nic.prepare(links, [NIC], 1554, False, kept) == nic.settle([NIC], kept) == []
-    assert nic.steer([NIC], (), {}, kept) == []
+    assert nic.set_rps([NIC], (), {}, kept) == []
     assert driver["rx-hashing"].on and not kept.changes
-    assert nic.steer([NIC], (0, 1), {}, kept) == [
+    assert nic.set_rps([NIC], (0, 1), {}, kept) == [
         "eth9: turned off rx-hashing, which is the wrapping's hash",
         "eth9: warning: without it i40e receives everything in one queue: `spread: cpumap` needs no such thing"]
     assert not driver["rx-hashing"].on and kept.changes == {"features": ["rx-hashing"]}
     earlier = copy.deepcopy(kept.changes)
-    assert nic.steer([NIC], (), earlier, kept) == ["eth9: turned on rx-hashing again"]
+    assert nic.set_rps([NIC], (), earlier, kept) == ["eth9: turned on rx-hashing again"]
     assert driver["rx-hashing"].on and earlier == {"features": []}
 
 
 def test_only_some_drivers_need_the_hash(driver, monkeypatch):
     monkeypatch.setattr(sysfs, "driver", lambda _: "ixgbe")
-    assert nic.steer([NIC], (0, 1), {}, Kept()) == ["eth9: turned off rx-hashing, which is the wrapping's hash"]
+    assert nic.set_rps([NIC], (0, 1), {}, Kept()) == ["eth9: turned off rx-hashing, which is the wrapping's hash"]
 
 
 @pytest.mark.parametrize("driver, offered, longest", [

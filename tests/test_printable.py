@@ -130,7 +130,7 @@ def test_where_not_every_character_can_be_written(cable, monkeypatch, encoding):
 def test_the_publisher_among_odd_names(odd, tmp_path):
     """They stand in /proc/net/dev for it to find its own."""
     loader.attach(RED, InterfaceConfig())
-    reporter = Reporter("sensor", tmp_path / "ends.json", stats.snapshot)
+    reporter = Reporter("sensor", tmp_path / "checkpoints.json", stats.snapshot)
     reporter.collect()
     message, = reporter.collect()
     assert message.interface == SEEN

@@ -113,15 +113,15 @@ class Readings:
 
 
 @pytest.fixture
-def ends(tmp_path: Path) -> Path:
+def checkpoints(tmp_path: Path) -> Path:
     return tmp_path / "publish.json"
 
 
 # What a report says
 
 
-def test_first_report_counts_since_the_attachment(ends: Path) -> None:
-    message, = Reporter(HOST, ends, Readings(reading(10, other=3, session=9))).collect()
+def test_first_report_counts_since_the_attachment(checkpoints: Path) -> None:
+    message, = Reporter(HOST, checkpoints, Readings(reading(10, other=3, session=9))).collect()
     report = Report(message.text)
     assert report.types == ["count", "count", "timestamp", "string", "string", "string", "timestamp", "timespan",
                             "table", "table", "table", "vector", "vector"]
@@ -134,9 +134,9 @@ def test_first_report_counts_since_the_attachment(ends: Path) -> None:
 
 
 @pytest.mark.check
-def test_later_reports_count_since_the_one_before(ends: Path) -> None:
+def test_later_reports_count_since_the_one_before(checkpoints: Path) -> None:
     readings = Readings(reading(10, session=9))
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     reporter.collect()
     readings.now = [reading(25, fragment=1, session=9)]
     report = Report(reporter.collect()[0].text)
@@ -146,14 +146,14 @@ def test_later_reports_count_since_the_one_before(ends: Path) -> None:
     assert report.other("host_drops") == 0
 
 
-def test_a_new_publisher_goes_on_where_zeek_was_told_last(ends: Path) -> None:
+def test_a_new_publisher_goes_on_where_zeek_was_told_last(checkpoints: Path) -> None:
     readings = Readings(reading(10, session=10))
-    first = Reporter(HOST, ends, readings)
+    first = Reporter(HOST, checkpoints, readings)
     first.acknowledge(first.collect()[0])
     readings.now = [reading(30, session=30)]
     unacknowledged, = first.collect()
     readings.now = [reading(70, session=70)]
-    second = Reporter(HOST, ends, readings)
+    second = Reporter(HOST, checkpoints, readings)
     assert second.under_way is None
     message, = second.collect()
     assert Report(message.text).packets == {"decapsulated": 60}
@@ -163,10 +163,10 @@ def test_a_new_publisher_goes_on_where_zeek_was_told_last(ends: Path) -> None:
 
 
 @pytest.mark.parametrize("acknowledged", [False, True])
-def test_a_new_publisher_sends_again_what_may_have_arrived(ends: Path, acknowledged: bool) -> None:
+def test_a_new_publisher_sends_again_what_may_have_arrived(checkpoints: Path, acknowledged: bool) -> None:
     """And goes on behind it."""
     readings = Readings(reading(10, session=10))
-    first = Reporter(HOST, ends, readings)
+    first = Reporter(HOST, checkpoints, readings)
     if acknowledged:
         message, = first.collect()
         first.send(message)
@@ -175,57 +175,58 @@ def test_a_new_publisher_sends_again_what_may_have_arrived(ends: Path, acknowled
     message, = first.collect()
     first.send(message)
     readings.now = [reading(70, session=70)]
-    second = Reporter(HOST, ends, readings)
+    second = Reporter(HOST, checkpoints, readings)
     assert second.under_way == message
     following, = second.collect()
     assert Report(following.text).packets == {"decapsulated": 60 - 10 * acknowledged}
     assert following.sequence >> 32 != message.sequence >> 32
     second.acknowledge(message)
-    assert Reporter(HOST, ends, readings).under_way is None
+    assert Reporter(HOST, checkpoints, readings).under_way is None
 
 
-def test_that_a_program_is_gone_is_sent_again(ends: Path) -> None:
+def test_that_a_program_is_gone_is_sent_again(checkpoints: Path) -> None:
     readings = Readings(reading(10))
-    first = Reporter(HOST, ends, readings)
+    first = Reporter(HOST, checkpoints, readings)
     first.acknowledge(first.collect()[0])
     readings.now = []
     gone, = first.collect()
     first.send(gone)
-    second = Reporter(HOST, ends, readings)
+    second = Reporter(HOST, checkpoints, readings)
     assert (second.under_way, second.collect()) == (gone, [])
 
 
 @pytest.mark.parametrize("what, value", [("HOST", "another"), ("VERSION", 0)])
-def test_what_zeek_would_not_acknowledge_is_not_sent_again(ends: Path, monkeypatch: pytest.MonkeyPatch, what: str,
-                                                           value: Any) -> None:
+def test_what_zeek_would_not_acknowledge_is_not_sent_again(checkpoints: Path, monkeypatch: pytest.MonkeyPatch,
+                                                           what: str, value: Any) -> None:
     with monkeypatch.context() as earlier:
         if what == "VERSION":
             earlier.setattr(events, "VERSION", value)
-        first = Reporter(value if what == "HOST" else HOST, ends, Readings(reading(10)))
+        first = Reporter(value if what == "HOST" else HOST, checkpoints, Readings(reading(10)))
         first.send(first.collect()[0])
-    second = Reporter(HOST, ends, Readings(reading(10)))
+    second = Reporter(HOST, checkpoints, Readings(reading(10)))
     assert second.under_way is None
     assert Report(second.collect()[0].text).packets == {"decapsulated": 10}
 
 
-def test_ends_of_another_boot_count_for_nothing(ends: Path) -> None:
+def test_checkpoints_of_another_boot_count_for_nothing(checkpoints: Path) -> None:
     readings = Readings(reading(10))
-    first = Reporter(HOST, ends, readings)
+    first = Reporter(HOST, checkpoints, readings)
     first.acknowledge(first.collect()[0])
     first.send(first.collect()[0])
-    kept = json.loads(ends.read_text())
-    ends.write_text(json.dumps({**kept, "boot": "another"}))
-    second = Reporter(HOST, ends, readings)
+    kept = json.loads(checkpoints.read_text())
+    checkpoints.write_text(json.dumps({**kept, "boot": "another"}))
+    second = Reporter(HOST, checkpoints, readings)
     assert second.under_way is None
     assert Report(second.collect()[0].text).packets == {"decapsulated": 10}
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"", b"[" * 100_000])
-def test_a_broken_file_of_ends_is_as_none(ends: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
-    ends.write_bytes(content)
-    assert Report(Reporter(HOST, ends, Readings(reading(10))).collect()[0].text).packets == {"decapsulated": 10}
+def test_a_broken_file_of_checkpoints_is_as_none(checkpoints: Path, caplog: pytest.LogCaptureFixture,
+                                                   content: bytes) -> None:
+    checkpoints.write_bytes(content)
+    assert Report(Reporter(HOST, checkpoints, Readings(reading(10))).collect()[0].text).packets == {"decapsulated": 10}
     assert [record.message for record in caplog.records] == [
-        f"{ends} is damaged: what was counted before may be reported once more"]
+        f"{checkpoints} is damaged: what was counted before may be reported once more"]
 
 
 JUNK = (None, True, -1, float("nan"), "junk", [], ["junk"], {"junk": 1})
@@ -239,13 +240,13 @@ def paths(value: Any) -> Iterator[tuple[Any, ...]]:
         yield from ((key, *path) for path in paths(inner))
 
 
-def test_any_junk_in_the_file_of_ends_is_survived(ends: Path) -> None:
+def test_any_junk_in_the_file_of_checkpoints_is_survived(checkpoints: Path) -> None:
     """What is used of it is what was written, or nothing of it is."""
     readings = Readings(reading(10, session=10, foreign={"10.0.0.1": 1}, queue_drops=(1,)))
-    first = Reporter(HOST, ends, readings)
+    first = Reporter(HOST, checkpoints, readings)
     first.acknowledge(first.collect()[0])
     first.send(first.collect()[0])
-    sound = json.loads(ends.read_text())
+    sound = json.loads(checkpoints.read_text())
     readings.now = [reading(30, session=30, foreign={"10.0.0.1": 2}, queue_drops=(2,))]
     for path in paths(sound):
         for junk in JUNK:
@@ -254,8 +255,8 @@ def test_any_junk_in_the_file_of_ends_is_survived(ends: Path) -> None:
             for key in path[:-1]:
                 place = place[key]
             place[path[-1]] = junk
-            ends.write_text(json.dumps(kept))
-            reporter = Reporter(HOST, ends, readings)
+            checkpoints.write_text(json.dumps(kept))
+            reporter = Reporter(HOST, checkpoints, readings)
             if reporter.under_way:
                 assert events.decode(reporter.under_way.text)
                 reporter.send(reporter.under_way)
@@ -266,9 +267,9 @@ def test_any_junk_in_the_file_of_ends_is_survived(ends: Path) -> None:
 @pytest.mark.parametrize("again", [
     {"id_": "2"}, {"id_": "2", "attached_at": "2023-11-14T23:13:20Z"}, {"ifindex": 8}],
     ids=["attached anew in the same second", "attached anew", "interface created anew"])
-def test_a_new_attachment_counts_from_zero_even_if_it_counted_more(ends: Path, again: dict[str, Any]) -> None:
+def test_a_new_attachment_counts_from_zero_even_if_it_counted_more(checkpoints: Path, again: dict[str, Any]) -> None:
     readings = Readings(reading(10, session=10))
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     reporter.collect()
     readings.now = [reading(15, session=15, **again)]
     report = Report(reporter.collect()[0].text)
@@ -277,39 +278,39 @@ def test_a_new_attachment_counts_from_zero_even_if_it_counted_more(ends: Path, a
     assert report.seconds > 3600
 
 
-def test_an_attachment_by_an_earlier_version_goes_on(ends: Path) -> None:
+def test_an_attachment_by_an_earlier_version_goes_on(checkpoints: Path) -> None:
     """It has no id, nor has what was kept of it: the time of it stands for that."""
     readings = Readings(reading(10, id_=ATTACHED_AT))
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     reporter.acknowledge(reporter.collect()[0])
-    kept = json.loads(ends.read_text())
+    kept = json.loads(checkpoints.read_text())
     del kept["interfaces"]["lo"]["id"]
-    ends.write_text(json.dumps(kept))
+    checkpoints.write_text(json.dumps(kept))
     readings.now = [reading(15, id_=ATTACHED_AT)]
-    assert Report(Reporter(HOST, ends, readings).collect()[0].text).packets == {"decapsulated": 5}
+    assert Report(Reporter(HOST, checkpoints, readings).collect()[0].text).packets == {"decapsulated": 5}
 
 
-def test_an_interface_with_a_new_name_is_not_counted_twice(ends: Path) -> None:
+def test_an_interface_with_a_new_name_is_not_counted_twice(checkpoints: Path) -> None:
     """Nor by a publisher that starts later, whichever of the messages Zeek had before."""
     readings = Readings(reading(10, session=10))
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     reporter.acknowledge(reporter.collect()[0])
     readings.now = [{**reading(15, session=15), "name": "new"}]
-    for publisher in (reporter, Reporter(HOST, ends, readings)):
+    for publisher in (reporter, Reporter(HOST, checkpoints, readings)):
         report, gone = publisher.collect()
         assert (Report(report.text)["interface"], Report(report.text).packets) == ("new", {"decapsulated": 5})
         assert Report(report.text).sessions[0][3] == 5
         assert gone.interface == "lo" and events.DETACHED in gone.text
     publisher.acknowledge(report)
     readings.now = [{**reading(18, session=18), "name": "new"}]
-    report, gone = Reporter(HOST, ends, readings).collect()
+    report, gone = Reporter(HOST, checkpoints, readings).collect()
     assert Report(report.text).packets == {"decapsulated": 3}
     assert gone.interface == "lo"
 
 
-def test_interfaces_may_change_names_with_each_other(ends: Path) -> None:
+def test_interfaces_may_change_names_with_each_other(checkpoints: Path) -> None:
     readings = Readings(reading(10), {**reading(100, ifindex=8), "name": "other"})
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     reporter.collect()
     readings.now = [{**reading(11), "name": "other"}, {**reading(102, ifindex=8), "name": "lo"}]
     reports = [Report(message.text) for message in reporter.collect()]
@@ -317,9 +318,9 @@ def test_interfaces_may_change_names_with_each_other(ends: Path) -> None:
         "other": {"decapsulated": 1}, "lo": {"decapsulated": 2}}
 
 
-def test_counters_that_begin_anew_under_one_attachment_never_go_backwards(ends: Path) -> None:
+def test_counters_that_begin_anew_under_one_attachment_never_go_backwards(checkpoints: Path) -> None:
     readings = Readings(reading(10, other=1, session=10))
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     reporter.collect()
     readings.now = [reading(2, other=5, session=2)]
     report = Report(reporter.collect()[0].text)
@@ -335,10 +336,10 @@ def numbered(packets: int, gaps: int, reordered: int) -> dict[str, Any]:
     return found
 
 
-def test_numbers_that_begin_anew_in_a_session_never_go_backwards(ends: Path) -> None:
+def test_numbers_that_begin_anew_in_a_session_never_go_backwards(checkpoints: Path) -> None:
     """The kernel may forget them in a flood, and the session not: Zeek takes no count below 0."""
     readings = Readings(numbered(10, gaps=7, reordered=5))
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     assert Report(reporter.collect()[0].text).sessions[0][-2:] == [7, 5]
     readings.now = [numbered(20, gaps=0, reordered=0)]
     assert Report(reporter.collect()[0].text).sessions[0][-2:] == [0, 0]
@@ -346,18 +347,18 @@ def test_numbers_that_begin_anew_in_a_session_never_go_backwards(ends: Path) -> 
     assert Report(reporter.collect()[0].text).sessions[0][-2:] == [2, 1]
 
 
-def test_a_forgotten_session_that_comes_back_counts_from_zero(ends: Path) -> None:
+def test_a_forgotten_session_that_comes_back_counts_from_zero(checkpoints: Path) -> None:
     readings = Readings(reading(10, session=10))
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     reporter.collect()
     readings.now = [reading(20, session=4)]
     assert Report(reporter.collect()[0].text).sessions[0][3] == 4
 
 
 @pytest.mark.parametrize("name, present", [("lo", True), ("gone7", False)])
-def test_a_program_that_is_gone_is_told_once(ends: Path, name: str, present: bool) -> None:
+def test_a_program_that_is_gone_is_told_once(checkpoints: Path, name: str, present: bool) -> None:
     readings = Readings({**reading(10), "name": name})
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     reporter.acknowledge(reporter.collect()[0])
     readings.now = []
     message, = reporter.collect()
@@ -368,17 +369,17 @@ def test_a_program_that_is_gone_is_told_once(ends: Path, name: str, present: boo
     assert arguments[3:] == [HOST, name, present]
     assert reporter.collect() == []
     # A publisher that starts before Zeek was told tells it.
-    assert [events.DETACHED in m.text for m in Reporter(HOST, ends, readings).collect()] == [True]
+    assert [events.DETACHED in m.text for m in Reporter(HOST, checkpoints, readings).collect()] == [True]
     reporter.acknowledge(message)
-    assert Reporter(HOST, ends, readings).collect() == []
+    assert Reporter(HOST, checkpoints, readings).collect() == []
 
 
 @pytest.mark.parametrize("acknowledged", [False, True])
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_program_that_comes_back_counts_on(ends: Path, acknowledged: bool, restarted: bool) -> None:
+def test_a_program_that_comes_back_counts_on(checkpoints: Path, acknowledged: bool, restarted: bool) -> None:
     """From another network namespace, or after a change of its mode."""
     readings = Readings(reading(10, session=10))
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     reporter.acknowledge(reporter.collect()[0])
     readings.now = []
     message, = reporter.collect()
@@ -386,7 +387,7 @@ def test_a_program_that_comes_back_counts_on(ends: Path, acknowledged: bool, res
         reporter.acknowledge(message)
     readings.now = [reading(15, session=15)]
     if restarted:
-        reporter = Reporter(HOST, ends, readings)
+        reporter = Reporter(HOST, checkpoints, readings)
     report, = reporter.collect()
     assert Report(report.text).packets == {"decapsulated": 5}
     assert Report(report.text).sessions[0][3] == 5
@@ -395,19 +396,19 @@ def test_a_program_that_comes_back_counts_on(ends: Path, acknowledged: bool, res
     assert events.DETACHED in gone.text
 
 
-def test_programs_that_are_gone_do_not_pile_up(ends: Path) -> None:
+def test_programs_that_are_gone_do_not_pile_up(checkpoints: Path) -> None:
     readings = Readings()
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     for number in range(40):
         readings.now = [reading(), {**reading(ifindex=100 + number), "name": f"veth{number}"}]
         for message in reporter.collect():
             reporter.acknowledge(message)
-    kept = json.loads(ends.read_text())["interfaces"]
+    kept = json.loads(checkpoints.read_text())["interfaces"]
     assert set(kept) == {"lo", *(f"veth{number}" for number in range(40 - 1 - reports.GONE, 40))}
 
 
-def test_sequence_grows_when_the_clock_goes_back(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reporter = Reporter(HOST, ends, Readings(reading(1)))
+def test_sequence_grows_when_the_clock_goes_back(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reporter = Reporter(HOST, checkpoints, Readings(reading(1)))
     first, = reporter.collect()
     monkeypatch.setattr(time, "time", lambda: 1.7e9)
     second, = reporter.collect()
@@ -416,19 +417,20 @@ def test_sequence_grows_when_the_clock_goes_back(ends: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_clock_that_is_set_changes_no_interval(ends: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
+def test_a_clock_that_is_set_changes_no_interval(checkpoints: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   restarted: bool) -> None:
     """Back, far ahead, and back again; first of all between the attachment and its first report."""
     wall, boot = 1_700_000_000.0, 1000.0
     monkeypatch.setattr(publish.reports, "time", types.SimpleNamespace(
         time=lambda: wall, clock_gettime=lambda _: boot, CLOCK_BOOTTIME=time.CLOCK_BOOTTIME))
     readings = Readings()
-    reporter, messages = Reporter(HOST, ends, readings), []
+    reporter, messages = Reporter(HOST, checkpoints, readings), []
     for number, step in enumerate((-7200, 0, 3600, -3600, 10 * 365 * 86400, -10 * 365 * 86400, 0), 1):
         boot += 10
         wall += 10 + step
         readings.now = [{**reading(7 * number, session=7 * number), "since_boot": 1000.0}]
         if restarted:
-            reporter = Reporter(HOST, ends, readings)
+            reporter = Reporter(HOST, checkpoints, readings)
         message, = reporter.collect()
         reporter.acknowledge(message)
         messages.append(message)
@@ -438,20 +440,20 @@ def test_a_clock_that_is_set_changes_no_interval(ends: Path, monkeypatch: pytest
     assert restarted or all(after.sequence == before.sequence + 1 for before, after in zip(messages, messages[1:]))
 
 
-def test_what_the_host_counts_is_that_of_the_interval(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_host_counts_is_that_of_the_interval(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("received", "receive_errors", "host_drops")
     counters = iter([dict.fromkeys(names, 100), {"received": 150, "receive_errors": 101, "host_drops": 107}, {}])
     monkeypatch.setattr(publish.reports, "host_counters", lambda: {"lo": next(counters)})
-    reporter = Reporter(HOST, ends, Readings(reading(1)))
+    reporter = Reporter(HOST, checkpoints, Readings(reading(1)))
     reports = [Report(reporter.collect()[0].text) for _ in range(3)]
     assert [[report.other(name) for name in names] for report in reports] == [[None] * 3, [50, 1, 7], [None] * 3]
 
 
-def test_frames_that_reached_the_host_are_told_once_they_cannot_be_under_way(ends: Path) -> None:
+def test_frames_that_reached_the_host_are_told_once_they_cannot_be_under_way(checkpoints: Path) -> None:
     """What a report before has counted, and is not accounted for. With another filter it begins anew."""
     reported = []
     readings = Readings()
-    reporter = Reporter("sensor1", ends, readings)
+    reporter = Reporter("sensor1", checkpoints, readings)
     for packets, accounted, filter_, outer_tagged in (
             (100, 90, 1, 0), (100, 100, 1, 2), (200, 100, 1, 2), (200, 130, 1, 3), (300, 130, 1, 3), (300, 300, 2, 3),
             (300, 295, 2, 3)):
@@ -463,10 +465,10 @@ def test_frames_that_reached_the_host_are_told_once_they_cannot_be_under_way(end
     assert reported == [(0, 0), (0, 2), (0, 0), (70, 1), (0, 0), (0, 0), (5, 0)]
 
 
-def test_queue_drops_are_those_of_the_interval(ends: Path) -> None:
+def test_queue_drops_are_those_of_the_interval(checkpoints: Path) -> None:
     """Also where what waited at a reading has arrived by the next one, and where the queues are gone."""
     readings = Readings()
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     reported = []
     for dropped in ((100, 20), (90, 30), (91, 30), (91, 38), (), (5,)):
         readings.now = [reading(1, queue_drops=dropped)]
@@ -486,10 +488,10 @@ def senders(message: Message) -> tuple[list[list[Any]], int] | None:
     return [[part["data"] for part in sender["data"]] for sender in named], others
 
 
-def test_foreign_senders_are_those_of_the_interval(ends: Path) -> None:
+def test_foreign_senders_are_those_of_the_interval(checkpoints: Path) -> None:
     """The ones that sent most in it; one that was forgotten and came back counts from zero."""
     readings = Readings()
-    reporter = Reporter(HOST, ends, readings)
+    reporter = Reporter(HOST, checkpoints, readings)
     told = []
     for foreign in ({}, {"10.0.0.1": 7, "10.0.0.2": 5}, {"10.0.0.1": 8, "10.0.0.2": 15}, {"10.0.0.1": 8, "10.0.0.2": 3},
                     {"10.0.0.1": 8, "10.0.0.2": 3}):
@@ -499,9 +501,9 @@ def test_foreign_senders_are_those_of_the_interval(ends: Path) -> None:
                     ([["10.0.0.2", 10, 1000], ["10.0.0.1", 1, 100]], 0), ([["10.0.0.2", 3, 300]], 0), None]
 
 
-def test_foreign_senders_of_a_flood_are_few(ends: Path) -> None:
+def test_foreign_senders_of_a_flood_are_few(checkpoints: Path) -> None:
     flood = {f"10.0.{number >> 8}.{number & 255}": number for number in range(1, shared.MAX_SENDERS + 1)}
-    reporter = Reporter(HOST, ends, Readings(reading(1, foreign=flood)))
+    reporter = Reporter(HOST, checkpoints, Readings(reading(1, foreign=flood)))
     message, = reporter.collect()
     named, others = senders(message) or ([], 0)
     assert [packets for _, packets, _ in named] == list(range(1024, 1016, -1))
@@ -509,7 +511,7 @@ def test_foreign_senders_of_a_flood_are_few(ends: Path) -> None:
     assert len(message.senders or "") < 3000
     # A new publisher goes on from there, as with the counters.
     reporter.acknowledge(message)
-    assert senders(Reporter(HOST, ends, Readings(reading(1, foreign={**flood, "10.0.0.1": 3}))).collect()[0]) \
+    assert senders(Reporter(HOST, checkpoints, Readings(reading(1, foreign={**flood, "10.0.0.1": 3}))).collect()[0]) \
         == ([["10.0.0.1", 2, 200]], 0)
 
 
@@ -574,10 +576,10 @@ async def until(condition: Callable[[], Any]) -> None:
 class Growing(Reporter):
     """Each reading has one packet more."""
 
-    def __init__(self, ends: Path) -> None:
+    def __init__(self, checkpoints: Path) -> None:
         self.made: list[Message] = []
         self.acknowledged: list[Message] = []
-        super().__init__(HOST, ends, lambda: [reading(len(self.made) + 1)])
+        super().__init__(HOST, checkpoints, lambda: [reading(len(self.made) + 1)])
 
     def collect(self) -> list[Message]:
         messages = super().collect()
@@ -622,9 +624,9 @@ def free_port() -> int:
 
 
 @pytest.mark.check
-def test_every_report_arrives_once_and_a_last_one_at_the_end(ends: Path) -> None:
+def test_every_report_arrives_once_and_a_last_one_at_the_end(checkpoints: Path) -> None:
     async def scenario() -> None:
-        reporter = Growing(ends)
+        reporter = Growing(checkpoints)
         async with Zeek() as zeek:
             async with publishing(reporter, WebSocket("127.0.0.1", zeek.port)):
                 await until(lambda: len(zeek.received) >= 3)
@@ -636,10 +638,10 @@ def test_every_report_arrives_once_and_a_last_one_at_the_end(ends: Path) -> None
     asyncio.run(scenario())
 
 
-def test_reports_wait_for_zeek_and_it_is_said_once(ends: Path, said: Callable[[], list[str]]) -> None:
+def test_reports_wait_for_zeek_and_it_is_said_once(checkpoints: Path, said: Callable[[], list[str]]) -> None:
 
     async def scenario() -> None:
-        reporter = Growing(ends)
+        reporter = Growing(checkpoints)
         port = free_port()
         async with publishing(reporter, WebSocket("127.0.0.1", port)):
             await until(lambda: len(reporter.made) >= 5)
@@ -656,12 +658,12 @@ def test_reports_wait_for_zeek_and_it_is_said_once(ends: Path, said: Callable[[]
     assert "Connect call failed" in said()[0]
 
 
-def test_what_nobody_acknowledges_is_sent_again(ends: Path, monkeypatch: pytest.MonkeyPatch,
+def test_what_nobody_acknowledges_is_sent_again(checkpoints: Path, monkeypatch: pytest.MonkeyPatch,
                                                 said: Callable[[], list[str]]) -> None:
     monkeypatch.setattr(publisher_module, "ACKNOWLEDGEMENT_SECONDS", 0.1)
 
     async def scenario() -> None:
-        reporter = Growing(ends)
+        reporter = Growing(checkpoints)
         async with Zeek() as zeek:
             zeek.answers = lambda text: acknowledgement(text) if zeek.received.count(text) == 2 else None
             async with publishing(reporter, WebSocket("127.0.0.1", zeek.port), interval=3600):
@@ -671,11 +673,11 @@ def test_what_nobody_acknowledges_is_sent_again(ends: Path, monkeypatch: pytest.
     assert "no acknowledgement in 0.1 s" in said()[0]
 
 
-def test_another_hosts_acknowledgement_is_none(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_hosts_acknowledgement_is_none(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher_module, "ACKNOWLEDGEMENT_SECONDS", 0.1)
 
     async def scenario() -> None:
-        reporter = Growing(ends)
+        reporter = Growing(checkpoints)
         async with Zeek() as zeek:
             zeek.answers = lambda text: acknowledgement(text.replace(HOST, HOST + "2"))
             async with publishing(reporter, WebSocket("127.0.0.1", zeek.port), interval=3600):
@@ -687,11 +689,11 @@ def test_another_hosts_acknowledgement_is_none(ends: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("answer, complaint", [
     ('{"type": "error", "code": "deserialization_failed", "context": "why"}', "deserialization_failed: why"),
     ("[", "Expecting value"), ('{"type": "data-message"}', "not a message")])
-def test_a_refusal_is_told(ends: Path, said: Callable[[], list[str]], answer: str, complaint: str) -> None:
+def test_a_refusal_is_told(checkpoints: Path, said: Callable[[], list[str]], answer: str, complaint: str) -> None:
     async def scenario() -> None:
         async with Zeek() as zeek:
             zeek.answers = lambda text: answer
-            async with publishing(Growing(ends), WebSocket("127.0.0.1", zeek.port), interval=3600):
+            async with publishing(Growing(checkpoints), WebSocket("127.0.0.1", zeek.port), interval=3600):
                 await until(lambda: said())
     asyncio.run(scenario())
     assert complaint in said()[0]
@@ -708,14 +710,14 @@ def reports_only(other: str | None) -> Callable[[str], str | None]:
 class WithSenders(Growing):
     """Each reading has one foreign packet more as well."""
 
-    def __init__(self, ends: Path) -> None:
-        super().__init__(ends)
+    def __init__(self, checkpoints: Path) -> None:
+        super().__init__(checkpoints)
         self._snapshot = lambda: [reading(len(self.made) + 1, foreign={"10.0.0.1": len(self.made) + 1})]
 
 
-def test_foreign_senders_come_before_their_report(ends: Path) -> None:
+def test_foreign_senders_come_before_their_report(checkpoints: Path) -> None:
     async def scenario() -> None:
-        reporter = WithSenders(ends)
+        reporter = WithSenders(checkpoints)
         async with Zeek() as zeek:
             zeek.answers = reports_only(None)
             async with publishing(reporter, WebSocket("127.0.0.1", zeek.port)):
@@ -724,10 +726,11 @@ def test_foreign_senders_come_before_their_report(ends: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_zeek_that_knows_no_foreign_senders_gets_every_report(ends: Path, said: Callable[[], list[str]]) -> None:
+def test_a_zeek_that_knows_no_foreign_senders_gets_every_report(checkpoints: Path,
+                                                                said: Callable[[], list[str]]) -> None:
     """It is told of them once in a connection, and so is the log."""
     async def scenario() -> None:
-        reporter = WithSenders(ends)
+        reporter = WithSenders(checkpoints)
         async with Zeek() as zeek:
             zeek.answers = reports_only(REFUSAL)
             async with publishing(reporter, WebSocket("127.0.0.1", zeek.port)):
@@ -743,9 +746,9 @@ def test_a_zeek_that_knows_no_foreign_senders_gets_every_report(ends: Path, said
     asyncio.run(scenario())
 
 
-def test_a_report_that_is_refused_behind_its_senders_is_told(ends: Path, said: Callable[[], list[str]]) -> None:
+def test_a_report_that_is_refused_behind_its_senders_is_told(checkpoints: Path, said: Callable[[], list[str]]) -> None:
     async def scenario() -> None:
-        reporter = WithSenders(ends)
+        reporter = WithSenders(checkpoints)
         async with Zeek() as zeek:
             zeek.answers = lambda text: REFUSAL
             async with publishing(reporter, WebSocket("127.0.0.1", zeek.port), interval=3600):
@@ -756,11 +759,11 @@ def test_a_report_that_is_refused_behind_its_senders_is_told(ends: Path, said: C
     assert "Zeek refuses the report: deserialization_failed" in said()[1]
 
 
-def test_a_refused_connection_is_told(ends: Path, said: Callable[[], list[str]]) -> None:
+def test_a_refused_connection_is_told(checkpoints: Path, said: Callable[[], list[str]]) -> None:
     async def scenario() -> None:
         async with Zeek() as zeek:
             zeek.welcome = '{"type": "error", "code": "invalid_uri", "context": "why"}'
-            async with publishing(Growing(ends), WebSocket("127.0.0.1", zeek.port), interval=3600):
+            async with publishing(Growing(checkpoints), WebSocket("127.0.0.1", zeek.port), interval=3600):
                 await until(said)
         assert not zeek.received
     asyncio.run(scenario())
@@ -768,7 +771,7 @@ def test_a_refused_connection_is_told(ends: Path, said: Callable[[], list[str]])
 
 
 def test_what_is_counted_while_zeek_is_away_for_long_is_in_one_report(
-        ends: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]) -> None:
+        checkpoints: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]) -> None:
     monkeypatch.setattr(publisher_module, "KEEP_SECONDS", 0.3)
 
     async def scenario() -> None:
@@ -777,7 +780,7 @@ def test_what_is_counted_while_zeek_is_away_for_long_is_in_one_report(
         def readings() -> list[dict[str, Any]]:
             return [reading(counted)]
 
-        reporter = Reporter(HOST, ends, readings)
+        reporter = Reporter(HOST, checkpoints, readings)
         port = free_port()
         async with publishing(reporter, WebSocket("127.0.0.1", port), interval=0.02) as publisher:
             while not publisher._full():
@@ -852,10 +855,10 @@ class Dead:
         pass
 
 
-def test_another_transport_takes_over(ends: Path) -> None:
+def test_another_transport_takes_over(checkpoints: Path) -> None:
     async def scenario() -> None:
         dead = Dead()
-        async with Zeek() as zeek, publishing(Growing(ends), dead, WebSocket("127.0.0.1", zeek.port)):
+        async with Zeek() as zeek, publishing(Growing(checkpoints), dead, WebSocket("127.0.0.1", zeek.port)):
             await until(lambda: len(zeek.received) >= 3)
         assert dead.attempts == 1
     asyncio.run(scenario())
@@ -927,13 +930,13 @@ def test_a_broker_that_says_more_than_is_read_is_closed(to: str) -> None:
     asyncio.run(asyncio.wait_for(close(), TIMEOUT))
 
 
-def test_what_nobody_has_thought_of_ends_the_publisher(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_has_thought_of_ends_the_publisher(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it is seen and restarted; one that reads and never delivers is worse."""
     def fails(message: Message) -> None:
         raise ZeroDivisionError
 
     async def scenario() -> None:
-        reporter = Growing(ends)
+        reporter = Growing(checkpoints)
         monkeypatch.setattr(reporter, "acknowledge", fails)
         async with Zeek() as zeek:
             await asyncio.wait_for(Publisher(reporter, [WebSocket("127.0.0.1", zeek.port)], HOST, 0.02).run(), TIMEOUT)
@@ -941,7 +944,7 @@ def test_what_nobody_has_thought_of_ends_the_publisher(ends: Path, monkeypatch: 
         asyncio.run(scenario())
 
 
-def test_an_hour_without_zeek(ends: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_hour_without_zeek(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report every 10 s, with as many sessions as there can be at one CPU. Memory is bounded, nothing is lost."""
     clock = types.SimpleNamespace(now=1e6, monotonic=lambda: clock.now)
     monkeypatch.setattr(publisher_module, "time", clock)
@@ -957,7 +960,7 @@ def test_an_hour_without_zeek(ends: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     async def scenario() -> None:
         nonlocal packets
-        reporter = Reporter(HOST, ends, readings)
+        reporter = Reporter(HOST, checkpoints, readings)
         port = free_port()
         publisher = Publisher(reporter, [WebSocket("127.0.0.1", port)], HOST, 10)
         for _ in range(360):
@@ -986,12 +989,13 @@ def test_waits_between_attempts_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPat
     assert [publisher_module._backoff(failures) for failures in (1, 2, 3, 5, 6, 10_000)] == [1, 2, 4, 16, 30, 30]
 
 
-def test_a_reading_that_fails_is_told_once_and_tried_again(ends: Path, said: Callable[[], list[str]]) -> None:
+def test_a_reading_that_fails_is_told_once_and_tried_again(checkpoints: Path, said: Callable[[], list[str]]) -> None:
     readings = Readings()
 
     async def scenario() -> None:
         async with Zeek() as zeek:
-            async with publishing(Reporter(HOST, ends, readings), WebSocket("127.0.0.1", zeek.port), interval=0.02):
+            async with publishing(Reporter(HOST, checkpoints, readings), WebSocket("127.0.0.1", zeek.port),
+                                  interval=0.02):
                 readings.now = XdpErmError("no counters")
                 await until(lambda: said())
                 await asyncio.sleep(0.2)
@@ -1098,7 +1102,7 @@ def test_the_command_on_an_interface(tmp_path: Path) -> None:
     assert said.count("\n") == 1, said
     assert resident < 50_000, "KiB"
     kept = json.loads((tmp_path / "pid").with_suffix(".json").read_text())
-    assert [end["gone"] for end in kept["interfaces"].values()] == [True]
+    assert [checkpoint["gone"] for checkpoint in kept["interfaces"].values()] == [True]
     assert kept["under_way"] is None
 
 

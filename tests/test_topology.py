@@ -6,7 +6,7 @@ import dataclasses
 import operator
 import socket
 
-import foreign
+import other_program
 import pytest
 from shell import shell
 
@@ -203,7 +203,7 @@ def test_a_port_of_a_bridge_that_has_a_program_is_refused(cable, bridge):
 
 def test_a_macvlan_above_that_has_a_program(cable):
     shell(f"ip link add link {SENSOR} name macvlan0 type macvlan")
-    theirs = foreign.attach("macvlan0", "generic")
+    theirs = other_program.attach("macvlan0", "generic")
     assert "macvlan macvlan0, which gets its frames, has an XDP program" in fails(loader.attach, SENSOR, DEFAULT)
     assert (program(SENSOR), program("macvlan0")) == (None, theirs)
 
@@ -218,7 +218,7 @@ def test_ours_below_is_refused(cable, bridge):
 
 
 def test_a_program_of_others_below_is_said(cable, bridge):
-    theirs = foreign.attach(SENSOR, "native")
+    theirs = other_program.attach(SENSOR, "native")
     warning = f"{bridge}: warning: veth {SENSOR} below it has an XDP program, which sees frames first"
     assert warning in loader.attach(bridge, DEFAULT)
     assert warning not in loader.attach(bridge, DEFAULT)  # said once
@@ -279,7 +279,7 @@ def test_who_holds_the_interface_is_not_made_up(cable, monkeypatch):
 
     def outrun(self, link, program, mode, replaced=None):
         monkeypatch.setattr(Links, "attach", attach)
-        foreign.attach(SENSOR, "native")
+        other_program.attach(SENSOR, "native")
         attach(self, link, program, mode, replaced)
 
     monkeypatch.setattr(Links, "attach", refuse)

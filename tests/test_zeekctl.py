@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import filters
-import foreign
+import other_program
 import pytest
 from cluster import PATIENCE, Cluster, Flow, config_script, decapsulated, key_of, mirrored_flows, nodes, section, table
 from machine import ZEEK, Machine, copy_of_zeek, needs_zeek, package_repository, pid_within
@@ -253,7 +253,7 @@ def test_cron_reports_what_it_cannot_mend_once(stopped):
     cluster.zeekctl("deploy")
     cluster.machine.run("ip", "link", "set", "dev", SENSOR, "xdp", "off")
     with cluster.cable.sensor.entered():
-        program = foreign.attach(SENSOR, "native")
+        program = other_program.attach(SENSOR, "native")
     said = cluster.zeekctl("cron")
     assert said.startswith(f"error: 127.0.0.1: {SENSOR}: xdp-erm is no longer attached: xdp-erm: {SENSOR}: another XDP "
                            f"program is attached (program {program}, ")
@@ -307,7 +307,7 @@ def test_cron_attaches_before_it_starts_crashed_workers(stopped):
 def test_workers_start_without_it_or_not_at_all(stopped):
     cluster = stopped
     with cluster.cable.sensor.entered():
-        program = foreign.attach(SENSOR, "native")
+        program = other_program.attach(SENSOR, "native")
     try:
         said = cluster.zeekctl("deploy")
         assert f"error: 127.0.0.1: xdp-erm: {SENSOR}: another XDP program is attached (program {program}, " in said

@@ -327,7 +327,7 @@ def program(patient: Patient) -> Iterator[Result]:
         yield Result(OK, f"xdp-erm is attached ({attached.mode}, program {attached.program_id}, since "
                          f"{attached.state['attached_at']})")
     elif link.program_id is not None:
-        raise loader.foreign(link)
+        raise loader.other_program(link)
     elif _starts_at_boot(link.name):
         yield Result(PROBLEM, "xdp-erm is not attached although a systemd unit shall do it: `xdp-erm attach "
                               f"{link.name}` attaches, `systemctl status 'xdp-erm@*'` says what went wrong")
@@ -521,10 +521,10 @@ def reports(patient: Patient) -> Iterator[Result]:
     state = patient.attached.state
     try:
         acknowledged = json.loads(lock.DEFAULT.with_suffix(".json").read_text())["interfaces"]
-        end = acknowledged[printable(patient.link.name)]
-        if end["id"] != state["id"]:
+        checkpoint = acknowledged[printable(patient.link.name)]
+        if checkpoint["id"] != state["id"]:
             raise LookupError("of a program before this one")
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - end["since_boot"]
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - checkpoint["since_boot"]
         since, patience, taken = "", KEEP_SECONDS, f"Zeek has taken a report {age:.0f} s ago"
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         age = time.time() - seconds(state["attached_at"])

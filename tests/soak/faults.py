@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-import foreign
+import other_program
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -206,7 +206,7 @@ def _anew(soak: Soak) -> None:
 def _foreign(soak: Soak) -> None:
     with IPRoute() as route:
         route.link("set", index=soak.index, xdp_fd=-1)
-    foreign.attach(soak.name, "native")
+    other_program.attach(soak.name, "native")
     # Whoever takes our program off takes what it knew of the offloads.
     subprocess.run(["ethtool", "-K", soak.name, "rx", "on", "rxvlan", "on", "rx-vlan-stag-hw-parse", "on"], check=True,
                    timeout=SECONDS)

@@ -56,7 +56,7 @@ class Journal:
         self._entries[self._key(link)] = changes
         self._write()
 
-    def end(self, link: Link) -> None:
+    def finish(self, link: Link) -> None:
         """The changes are undone, or in the keeping of an attached program."""
         if self._entries.pop(self._key(link), None) is not None:
             self._write()

@@ -87,7 +87,7 @@ class _Attaching:
         """The ways to attach that the driver may take. What fails here fails before anything is changed."""
         link, config, current = self._link, self._config, self._current
         if link.program_id is not None and current is None and not force:
-            raise foreign(link)
+            raise other_program(link)
         topology.check(link)
         if link.program_id is None:
             self.said += topology.conflicts(self._links, link)
@@ -139,12 +139,12 @@ class _Attaching:
             if self._isolated and not self._put:  # else it is what the attached program relies on
                 isolation.withdraw(self._link)
             nic.restore(self._links, self._links.find(self._link.name), self._changes)
-        self._journal.end(self._link)
+        self._journal.finish(self._link)
 
     def settle(self) -> list[str]:
         """What can be done and known only now that the program is attached; a line if the driver does not run it."""
         links, name = self._links, self._link.name
-        self._journal.end(self._link)  # it is in the program's state now
+        self._journal.finish(self._link)  # it is in the program's state now
         attached = find(links, name)
         if attached is None:
             raise XdpErmError(f"{name}: somebody else took the program off at once")
@@ -159,7 +159,7 @@ class _Attaching:
         if attached.mode == "generic":
             self.said += [f"{name}: warning: {line}" for line in topology.untagged(links, attached.link)]
         plan = spread.Plan(**state["spread"])
-        self.said += nic.steer(stack, plan.cpus if plan.how == "rps" else (), state["nic"], self._intend)
+        self.said += nic.set_rps(stack, plan.cpus if plan.how == "rps" else (), state["nic"], self._intend)
         state["nic"] = nic.merged(state["nic"], self._changes)
         if self._config.spread != "none":
             self.said.append(plan.line(self._link))
@@ -168,7 +168,7 @@ class _Attaching:
             state["filter"]["balance"] = stats.balance(attached)
         with bpf.Map.by_id(attached.maps[STATE_MAP]) as state_map:
             write_state(state_map, state)
-        self._journal.end(self._link)
+        self._journal.finish(self._link)
         attached.state = state
         missed = running.unseen(links, attached, _PATIENCE, 1 if self._programs else running.SUSPECTED)
         return [f"{name}: warning: {running.told(attached, missed)}"] if missed else []
@@ -188,7 +188,7 @@ def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:
     if changes and not (current and nic.merged(current.state["nic"], changes) == current.state["nic"]):
         undone += nic.restore(links, link, changes)
         link = links.find(name)
-    journal.end(link)
+    journal.finish(link)
     if undone:
         undone.insert(0, f"{link.name}: a command before was killed half-way; what it had changed is undone first")
     return link, undone
@@ -224,17 +224,17 @@ def _put(opened: contextlib.ExitStack, links: Links, link: Link, current: Attach
          candidates: list[Candidate], programs: Programs) -> list[str]:
     """The moment itself. In the same mode the swap is atomic."""
     if link.program_id is None or link.mode is None:
-        return _attach(links, link, candidates, programs)
+        return _attach_best(links, link, candidates, programs)
     old = opened.enter_context(bpf.descriptor(bpf.program_fd(link.program_id)))
     if candidates[0].mode == link.mode:
-        return _attach(links, link, candidates, programs, old,
+        return _attach_best(links, link, candidates, programs, old,
                        "swapped the program" if current else f"replaced program {link.program_id} of somebody else")
     try:
         links.detach(link, link.mode, old)
     except Refused as refused:
         raise _not_replaced(link, refused) from None
     try:
-        said = _attach(links, link, candidates, programs)
+        said = _attach_best(links, link, candidates, programs)
     except XdpErmError as error:
         try:
             links.attach(link, old, link.mode)
@@ -246,8 +246,8 @@ def _put(opened: contextlib.ExitStack, links: Links, link: Link, current: Attach
             f"from {link.mode}"] + said
 
 
-def _attach(links: Links, link: Link, candidates: list[Candidate], programs: Programs, replaced: int | None = None,
-            verb: str = "attached") -> list[str]:
+def _attach_best(links: Links, link: Link, candidates: list[Candidate], programs: Programs,
+                 replaced: int | None = None, verb: str = "attached") -> list[str]:
     """Attaches the first candidate that the driver takes."""
     said: list[str] = []
     refusal: Refused | None = None
@@ -303,7 +303,7 @@ def detach(name: str) -> list[str]:
                 links.detach(link, current.mode, program)
                 stats.wait_for_queues(current)  # the filter stays for what waits in them
         except Refused as refused:
-            journal.end(link)
+            journal.finish(link)
             why = str(refused)
             for other in topology.above(links, link):
                 if other.program_id is not None:
@@ -311,7 +311,7 @@ def detach(name: str) -> list[str]:
             raise XdpErmError(f"{name}: program {current.program_id} cannot be taken off: {why}") from None
         said = [*mended, f"{name}: detached (program {current.program_id})"]
         said += nic.restore(links, links.find(name), _unshared(links, current.state["nic"]))
-        journal.end(link)
+        journal.finish(link)
         return said + isolation.release(link)
 
 
@@ -336,7 +336,7 @@ def _program_name(program_id: int) -> str:
         return "gone by now"
 
 
-def foreign(link: Link) -> XdpErmError:
+def other_program(link: Link) -> XdpErmError:
     """What is to be said of somebody else's program on the interface."""
     assert link.program_id is not None
     name = _program_name(link.program_id)

@@ -98,7 +98,7 @@ def harmful(link: Link) -> tuple[list[str], list[str]]:
     return _active(_features(link), FEATURES)
 
 
-def steer(stack: list[Link], cpus: tuple[int, ...], earlier: dict[str, Any], intend: Intend) -> list[str]:
+def set_rps(stack: list[Link], cpus: tuple[int, ...], earlier: dict[str, Any], intend: Intend) -> list[str]:
     """Receive packet steering over `cpus`, by the mirrored frames' hash; over none: as it was before the changes
     `earlier`, which forget it.
 
@@ -107,17 +107,17 @@ def steer(stack: list[Link], cpus: tuple[int, ...], earlier: dict[str, Any], int
     said = []
     for link, intend_here in _each(stack, intend):
         if cpus:
-            said += _steer(link, cpus, intend_here)
+            said += _set_rps(link, cpus, intend_here)
         else:
             here = earlier if link is stack[0] else earlier.get("below", {}).get(str(link.index), {})
-            said += _unsteer(link, here.pop("rps", {}))
+            said += _restore_rps(link, here.pop("rps", {}))
             if HASHING in here.get("features", []):
                 here["features"].remove(HASHING)
                 said += _turn_on(link, [HASHING])
     return said
 
 
-def _steer(link: Link, cpus: tuple[int, ...], intend: Intend) -> list[str]:
+def _set_rps(link: Link, cpus: tuple[int, ...], intend: Intend) -> list[str]:
     said = []
     turned_off, _ = _turn_off(link, (HASHING,), intend)
     if turned_off:
@@ -137,7 +137,7 @@ def _steer(link: Link, cpus: tuple[int, ...], intend: Intend) -> list[str]:
     return [*said, f"{link.name}: set receive packet steering of {', '.join(changed)} to {wanted}"]
 
 
-def _unsteer(link: Link, changes: dict[str, list[str]]) -> list[str]:
+def _restore_rps(link: Link, changes: dict[str, list[str]]) -> list[str]:
     now = rps.masks(link) if changes else {}
     back = {queue: before for queue, (before, after) in changes.items() if queue in now and rps.same(now[queue], after)}
     if not back:
@@ -175,14 +175,14 @@ def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def longest(stack: list[Link], steered: bool) -> dict[str, Any]:
-    """Changes to these interfaces as long as they can be, for what is to have room for any; `steered`: steer() may be
-    told of CPUs."""
+def longest(stack: list[Link], with_rps: bool) -> dict[str, Any]:
+    """Changes to these interfaces as long as they can be, for what is to have room for any; `with_rps`: set_rps() may
+    be told of CPUs."""
     mask = rps.mask_of(bpf.possible_cpus())
 
     def here(link: Link) -> dict[str, Any]:
         return {"mtu": [_LARGEST_MTU] * 2, "features": [*FEATURES, HASHING],
-                "rps": {queue: [mask] * 2 for queue in rps.masks(link)} if steered else {}}
+                "rps": {queue: [mask] * 2 for queue in rps.masks(link)} if with_rps else {}}
 
     return {**here(stack[0]), "below": {str(link.index): here(link) for link in stack[1:]}}
 
@@ -213,7 +213,7 @@ def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
         if link.mtu == after:
             links.set_mtu(link, before)
             said.append(f"{link.name}: MTU is {before} again")
-    said += _turn_on(link, changes.get("features", [])) + _unsteer(link, changes.get("rps", {}))
+    said += _turn_on(link, changes.get("features", [])) + _restore_rps(link, changes.get("rps", {}))
     if "below" in changes:
         now = {str(other.index): other for other in links}  # an MTU may have gone along with that above
         for index, here in changes["below"].items():

@@ -1,11 +1,12 @@
 """From counters that grow while a program is attached to reports of what was counted in an interval.
 
-An interval begins where the last report that Zeek acknowledged ended, also one of an earlier publisher: the ends are
-kept in a file. So nothing is counted twice, and what passed while no publisher ran is in the next report, whose
-interval is as long as that took. Where an interface has no such report, its interval begins when XDP was attached.
+An interval begins where the last report that Zeek acknowledged ended, also one of an earlier publisher: a file keeps
+what was counted until then, the interface's checkpoint. So nothing is counted twice, and what passed while no publisher
+ran is in the next report, whose interval is as long as that took. Where an interface has no such report, its interval
+begins when XDP was attached.
 
 A program that is gone may come back with what it has counted: its interface from another network namespace, or it
-itself, when the mode is changed. So the ends of programs that are gone are kept, too.
+itself, when the mode is changed. So the checkpoints of programs that are gone are kept, too.
 
 The file also has the message that is under way. Nobody can know whether a publisher that was killed has brought it to
 Zeek, so the next one sends it once more, and Zeek knows it by its number.
@@ -54,14 +55,14 @@ class Message(NamedTuple):
     packed: bytes
 
     @classmethod
-    def pack(cls, interface: str, sequence: int, text: str, end: dict[str, Any],
+    def pack(cls, interface: str, sequence: int, text: str, checkpoint: dict[str, Any],
              senders: str | None = None) -> Message:
-        return cls(interface, sequence, zlib.compress(json.dumps([text, end, senders]).encode()))
+        return cls(interface, sequence, zlib.compress(json.dumps([text, checkpoint, senders]).encode()))
 
     def unpack(self) -> tuple[str, int, str, dict[str, Any], str | None]:
         """What it was packed from."""
-        text, end, senders = json.loads(zlib.decompress(self.packed))
-        return self.interface, self.sequence, text, end, senders
+        text, checkpoint, senders = json.loads(zlib.decompress(self.packed))
+        return self.interface, self.sequence, text, checkpoint, senders
 
     @property
     def text(self) -> str:
@@ -69,8 +70,8 @@ class Message(NamedTuple):
         return self.unpack()[2]
 
     @property
-    def end(self) -> dict[str, Any]:
-        """Where the next interval begins."""
+    def checkpoint(self) -> dict[str, Any]:
+        """What was counted until then: where the next interval begins."""
         return self.unpack()[3]
 
     @property
@@ -80,11 +81,11 @@ class Message(NamedTuple):
 
 
 class Reporter:
-    """Makes the messages. `snapshot` is stats.snapshot; the file `ends` outlives the publisher."""
+    """Makes the messages. `snapshot` is stats.snapshot; the file `checkpoints` outlives the publisher."""
 
-    def __init__(self, host: str, ends: Path, snapshot: Callable[[], list[Snapshot]]) -> None:
+    def __init__(self, host: str, checkpoints: Path, snapshot: Callable[[], list[Snapshot]]) -> None:
         self._host = host
-        self._path = ends
+        self._path = checkpoints
         self._snapshot = snapshot
         self._acknowledged: dict[str, dict[str, Any]] = {}
         # Zeek tells publishers apart by the upper half, and an old message of one by the lower: no clock, which may be
@@ -94,10 +95,10 @@ class Reporter:
         #: At first the message that an earlier publisher was about to bring to Zeek, and may have brought.
         self.under_way: Message | None = None
         self._read()
-        # Ends of reports that were made, acknowledged or not.
+        # Of the reports that were made, acknowledged or not.
         self._made = dict(self._acknowledged)
         if self.under_way:
-            _remember(self._made, self.under_way.interface, self.under_way.end)
+            _remember(self._made, self.under_way.interface, self.under_way.checkpoint)
 
     def _read(self) -> None:
         try:
@@ -105,7 +106,7 @@ class Reporter:
             # Times since boot mean nothing in another boot, and neither do counters.
             if kept["boot"] != _boot_id():
                 return
-            acknowledged = {name: _checked_end(end) for name, end in kept["interfaces"].items()}
+            acknowledged = {name: _checked(checkpoint) for name, checkpoint in kept["interfaces"].items()}
             under_way = kept["under_way"]
             # What is for an earlier version of Zeek's scripts, or under another name, would never be acknowledged.
             if under_way and under_way["of"] == self._kind:
@@ -133,12 +134,13 @@ class Reporter:
         now = time.time()
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         received = host_counters()
-        earlier = {_attachment(end): end for end in sorted(self._made.values(), key=lambda end: end["since_boot"])}
-        messages = [self._report(name, interface, earlier.get(_attachment(interface)), now, since_boot,
+        earlier = {_identity(checkpoint): checkpoint
+                   for checkpoint in sorted(self._made.values(), key=lambda made: made["since_boot"])}
+        messages = [self._report(name, interface, earlier.get(_identity(interface)), now, since_boot,
                                  received.get(name, {}))
                     for name, interface in attached.items()]
         # In this order: where an interface has a new name, Zeek has what it counted before its old name is gone.
-        gone = [name for name, end in self._made.items() if name not in attached and not end.get("gone")]
+        gone = [name for name, checkpoint in self._made.items() if name not in attached and not checkpoint.get("gone")]
         return messages + [self._detached(name, now) for name in gone]
 
     def send(self, message: Message) -> None:
@@ -149,7 +151,7 @@ class Reporter:
 
     def acknowledge(self, message: Message) -> None:
         """Remembers that Zeek has this message and will not need it again. OSError: it is remembered here only."""
-        _remember(self._acknowledged, message.interface, message.end)
+        _remember(self._acknowledged, message.interface, message.checkpoint)
         self.under_way = None
         self._write(None)
 
@@ -157,10 +159,10 @@ class Reporter:
         self._sequence += 1
         return self._sequence
 
-    def _report(self, name: str, interface: Snapshot, begin: dict[str, Any] | None, now: float, since_boot: float,
+    def _report(self, name: str, interface: Snapshot, previous: dict[str, Any] | None, now: float, since_boot: float,
                 received: dict[str, int]) -> Message:
-        """`begin`: the end of the report before. `received`: what the host has counted."""
-        end = {
+        """`previous`: the checkpoint of the report before. `received`: what the host has counted."""
+        checkpoint = {
             "ifindex": interface["ifindex"], "id": interface["id"], "attached_at": interface["attached_at"],
             "since_boot": since_boot,
             "counters": {counter: [value["packets"], value["bytes"]]
@@ -171,36 +173,36 @@ class Reporter:
             "leaked": None, "gone": False,
         }
         attached_at = seconds(interface["attached_at"])
-        if begin:
-            duration = since_boot - begin["since_boot"]
+        if previous:
+            duration = since_boot - previous["since_boot"]
         else:
-            begin = {"counters": {}, "sessions": {}}
+            previous = {"counters": {}, "sessions": {}}
             attached = interface.get("since_boot")  # None: by an earlier version
             duration = now - attached_at if attached is None else since_boot - attached
 
-        for key, counts in end["sessions"].items():
-            told = begin["sessions"].get(key, [])
+        for key, counts in checkpoint["sessions"].items():
+            told = previous["sessions"].get(key, [])
             if len(told) > 2 and counts[0] >= told[0]:
                 # Frames that were missing may have come late, and in a flood the kernel may forget a session's numbers.
                 counts[2:] = map(max, counts[2:], told[2:])
 
-        counted = {counter: _grown(begin["counters"].get(counter), value)
-                   for counter, value in end["counters"].items()}
+        counted = {counter: _grown(previous["counters"].get(counter), value)
+                   for counter, value in checkpoint["counters"].items()}
         if any(min(value) < 0 for value in counted.values()):
             # The counters began anew under the same attachment: a swap to a version with other maps.
-            counted = end["counters"]
-            begin = {"sessions": {}, "received": begin.get("received", {})}
+            counted = checkpoint["counters"]
+            previous = {"sessions": {}, "received": previous.get("received", {})}
         # What is counted elsewhere than in the program; None: that is not known.
         others: dict[str, int | None] = {"queue_drops": None}
-        others |= {what: max(count - begin["received"][what], 0) for what, count in received.items()
-                   if what in begin.get("received", {})}
-        if end["queue_drops"] is not None:
-            told = begin.get("queue_drops") or 0
+        others |= {what: max(count - previous["received"][what], 0) for what, count in received.items()
+                   if what in previous.get("received", {})}
+        if checkpoint["queue_drops"] is not None:
+            told = previous.get("queue_drops") or 0
             # Frames that waited when the last report was made, and have arrived since, were in it.
-            end["queue_drops"] = max(end["queue_drops"], told)
-            others["queue_drops"] = end["queue_drops"] - told
-        if end["isolation"]:
-            others |= _isolated(begin, end)
+            checkpoint["queue_drops"] = max(checkpoint["queue_drops"], told)
+            others["queue_drops"] = checkpoint["queue_drops"] - told
+        if checkpoint["isolation"]:
+            others |= _isolated(previous, checkpoint)
         sequence = self._next_sequence()
         text = events.encode(events.REPORT_TOPIC, events.REPORT, events.vector([
             events.count(events.VERSION), events.count(sequence), events.timestamp(now), events.string(self._host),
@@ -209,16 +211,16 @@ class Reporter:
             events.table({verdict: _pair(counted[verdict]) for verdict in shared.VERDICTS}),
             events.table({note: _pair(counted[note]) for note in shared.NOTES}),
             events.table({name: events.count(value) for name, value in others.items() if value is not None}),
-            events.vector(_sessions(interface["sessions"], begin["sessions"], end["sessions"])),
+            events.vector(_sessions(interface["sessions"], previous["sessions"], checkpoint["sessions"])),
             events.vector(events.string(printable(other)) for other in interface["other_names"]),
         ]))
-        _remember(self._made, name, end)
-        return Message.pack(name, sequence, text, end,
-                            self._senders(name, sequence, interface["foreign"], begin.get("foreign", {})))
+        _remember(self._made, name, checkpoint)
+        return Message.pack(name, sequence, text, checkpoint,
+                            self._senders(name, sequence, interface["foreign"], previous.get("foreign", {})))
 
-    def _senders(self, name: str, sequence: int, foreign: list[Snapshot], begin: dict[str, list[int]]) -> str | None:
+    def _senders(self, name: str, sequence: int, foreign: list[Snapshot], previous: dict[str, list[int]]) -> str | None:
         """Names those of `foreign` that sent most in the interval; None: nobody sent anything."""
-        sent = {sender["source"]: _sent(begin.get(sender["source"]), [sender["packets"], sender["bytes"]])
+        sent = {sender["source"]: _sent(previous.get(sender["source"]), [sender["packets"], sender["bytes"]])
                 for sender in foreign}
         sent = {source: counted for source, counted in sent.items() if counted[0]}
         if not sent:
@@ -231,50 +233,52 @@ class Reporter:
             events.count(len(sent) - len(most)))
 
     def _detached(self, name: str, now: float) -> Message:
-        end = {**self._made[name], "gone": True}
-        _remember(self._made, name, end)
+        checkpoint = {**self._made[name], "gone": True}
+        _remember(self._made, name, checkpoint)
         sequence = self._next_sequence()
         text = events.encode(
             events.REPORT_TOPIC, events.DETACHED, events.count(events.VERSION), events.count(sequence),
             events.timestamp(now), events.string(self._host), events.string(name),
             events.boolean(name in host_counters()))
-        return Message.pack(name, sequence, text, end)
+        return Message.pack(name, sequence, text, checkpoint)
 
 
-def _checked_end(end: dict[str, Any]) -> dict[str, Any]:
-    """An end that was kept. The file may say anything: raises whatever a wrong type or a missing key raises."""
-    pairs = [pair for key in ("counters", "sessions", "foreign") for pair in end[key].values()]
+def _checked(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint that was kept. The file may say anything: raises whatever a wrong type or a missing key raises."""
+    pairs = [pair for key in ("counters", "sessions", "foreign") for pair in checkpoint[key].values()]
     if not all(2 <= len(pair) <= 4 for pair in pairs):
         raise ValueError("not packets, bytes, and what else is counted of a session")
-    numbers = [end["ifindex"], *(number for pair in pairs for number in pair)]
-    numbers += [end[key] for key in ("queue_drops", "leaked") if end.get(key) is not None]
-    numbers += end.get("received", {}).values()
-    numbers += [(end.get("isolation") or {"outer_tagged": 0})["outer_tagged"]]
-    if not all(type(number) is int and number >= 0 for number in numbers) or not math.isfinite(end["since_boot"]):
+    numbers = [checkpoint["ifindex"], *(number for pair in pairs for number in pair)]
+    numbers += [checkpoint[key] for key in ("queue_drops", "leaked") if checkpoint.get(key) is not None]
+    numbers += checkpoint.get("received", {}).values()
+    numbers += [(checkpoint.get("isolation") or {"outer_tagged": 0})["outer_tagged"]]
+    if not all(type(number) is int and number >= 0 for number in numbers) or \
+            not math.isfinite(checkpoint["since_boot"]):
         raise ValueError("not a count, or not a time")
-    seconds(end["attached_at"])
-    if type(end.setdefault("id", end["attached_at"])) is not str:  # earlier versions had none
+    seconds(checkpoint["attached_at"])
+    if type(checkpoint.setdefault("id", checkpoint["attached_at"])) is not str:  # earlier versions had none
         raise TypeError("not an id")
-    return end
+    return checkpoint
 
 
-def _checked_message(interface: str, sequence: int, text: str, end: dict[str, Any], senders: str | None) -> Message:
+def _checked_message(interface: str, sequence: int, text: str, checkpoint: dict[str, Any],
+                     senders: str | None) -> Message:
     """A message that was kept, likewise."""
     if (type(interface), type(sequence)) != (str, int):
         raise TypeError("neither a name nor a number")
     for part in (text, senders or text):
         events.decode(part)
-    return Message.pack(interface, sequence, text, _checked_end(end), senders)
+    return Message.pack(interface, sequence, text, _checked(checkpoint), senders)
 
 
-def _remember(ends: dict[str, dict[str, Any]], name: str, end: dict[str, Any]) -> None:
-    ends.pop(name, None)  # the latest come last
-    ends[name] = end
-    for name in [name for name, end in ends.items() if end.get("gone")][:-GONE]:
-        del ends[name]
+def _remember(checkpoints: dict[str, dict[str, Any]], name: str, checkpoint: dict[str, Any]) -> None:
+    checkpoints.pop(name, None)  # the latest come last
+    checkpoints[name] = checkpoint
+    for name in [name for name, checkpoint in checkpoints.items() if checkpoint.get("gone")][:-GONE]:
+        del checkpoints[name]
 
 
-def _attachment(interface: Snapshot) -> tuple[int, str]:
+def _identity(interface: Snapshot) -> tuple[int, str]:
     """What an interface's program stays the same by, over swaps and under another name.
 
     The interface's number as well, since the id of one that an earlier version has attached is the time of that.
@@ -282,14 +286,14 @@ def _attachment(interface: Snapshot) -> tuple[int, str]:
     return interface["ifindex"], interface["id"]
 
 
-def _isolated(begin: dict[str, Any], end: dict[str, Any]) -> dict[str, int | None]:
+def _isolated(previous: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, int | None]:
     """How many decapsulated frames have reached the host, at least, and how many had the VLAN tag of their wrapping."""
-    before, now = begin.get("isolation") or {"outer_tagged": 0, "filter": None}, end["isolation"]
-    told = (begin.get("leaked") or 0) if before["filter"] == now["filter"] else 0
+    before, now = previous.get("isolation") or {"outer_tagged": 0, "filter": None}, checkpoint["isolation"]
+    told = (previous.get("leaked") or 0) if before["filter"] == now["filter"] else 0
     # Those of the interval may be under way.
-    missing = begin["counters"].get("decapsulated", [0])[0] - now["accounted"] if "counters" in begin else 0
-    end["leaked"] = max(missing, told)
-    return {"leaked": end["leaked"] - told,
+    missing = previous["counters"].get("decapsulated", [0])[0] - now["accounted"] if "counters" in previous else 0
+    checkpoint["leaked"] = max(missing, told)
+    return {"leaked": checkpoint["leaked"] - told,
             "outer_tagged": max(now["outer_tagged"] - before["outer_tagged"], 0)}
 
 
@@ -308,11 +312,12 @@ def _counts(session: Snapshot) -> list[int]:
     return [session["packets"], session["bytes"], session["gaps"] or 0, session["reordered"] or 0]
 
 
-def _sessions(sessions: list[Snapshot], begin: dict[str, list[int]], end: dict[str, list[int]]) -> list[events.Value]:
+def _sessions(sessions: list[Snapshot], previous: dict[str, list[int]],
+              checkpoint: dict[str, list[int]]) -> list[events.Value]:
     """The sessions that sent something."""
     values = []
     for session in sessions:
-        sent = _sent(begin.get(_key(session)), end[_key(session)])
+        sent = _sent(previous.get(_key(session)), checkpoint[_key(session)])
         if sent[0]:
             values.append(events.vector([
                 events.string(session["encapsulation"]), events.address(session["source"]), events.count(session["id"]),
