@@ -93,6 +93,7 @@ class WebSocket:
         if self._writer is not None:
             with contextlib.suppress(ConnectionFailed, AttributeError), self._failures():  # it was never opened
                 self._reading.cancel()
+                await asyncio.wait([self._reading])  # two at a time may not read
                 self._protocol.send_close(1000)
                 await asyncio.wait_for(self._write(), CLOSE_SECONDS)
                 await asyncio.wait_for(self._end(), CLOSE_SECONDS)
