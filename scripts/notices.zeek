@@ -203,7 +203,7 @@ hook reported(r: Report)
 	if ( malformed > malformed_rate )
 		NOTICE(Notice::Info($note=Malformed_Traffic,
 		                    $msg=fmt("%.1f malformed or truncated packets a second on %s of %s: check the MTU along the " +
-		                             "path (1554 or more) and who sends them",
+		                             "path (ERM: 1554 or more) and who sends them",
 		                             malformed, r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 
@@ -250,8 +250,8 @@ hook reported(r: Report)
 	local decapsulated = counted(r$verdicts, "decapsulated")$packets;
 	if ( cut > truncated_share * decapsulated )
 		NOTICE(Notice::Info($note=Truncating_Session,
-		                    $msg=fmt("%d of %d mirrored frames on %s of %s are cut: raise the MTU along the path to " +
-		                             "1554 or more and take \"truncation\" off the mirror session",
+		                    $msg=fmt("%d of %d mirrored frames on %s of %s are cut: raise the MTU along the path " +
+		                             "(ERM: 1554 or more) and take \"truncation\" off the mirror session",
 		                             cut, decapsulated, r$interface, r$host),
 		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
 	}

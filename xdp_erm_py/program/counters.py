@@ -21,9 +21,9 @@ class Counter(NamedTuple):
 
 
 _CURES = {
-    "fragment": "it comes in fragments, which XDP cannot reassemble: raise the MTU on its way to 1554 or more",
-    "truncated": "it is cut: raise the MTU on its way, and the interface's, to 1554 or more",
-    "malformed": "its headers contradict each other: find out who sends it, and whether it is ERM",
+    "fragment": "it comes in fragments, which XDP cannot reassemble: raise the MTU on its way (ERM: 1554 or more)",
+    "truncated": "it is cut: raise the MTU on its way, and the interface's (ERM: 1554 or more)",
+    "malformed": "its headers contradict each other: find out who sends it, and whether it is a mirror's",
     "extension": "it comes in IPv6 with an extension header, into which nobody looks: find out what sends it so",
     "foreign_source": "its source is not in `sources`: add the switch, or find out who sends it",
     "foreign_target": "its target is not in `targets`: add the address, or find out who sends it",
@@ -33,8 +33,8 @@ _CURES = {
                 "`mode: generic`, or `isolate: false`",
     "nested_refused": "they are wrapped themselves and stay so: if a switch of yours sends them, add it to `sources` "
                       "and set `depth`; else a mirrored host does, and may hide its traffic so",
-    "inner_truncated": "they are cut: take `truncation` off the mirror session, and raise the MTU on its way to 1554 "
-                       "or more",
+    "inner_truncated": "they are cut: take `truncation` off the mirror session, and raise the MTU on its way (ERM: "
+                       "1554 or more)",
 }
 
 # A single frame may be somebody who tries; of all else there is a little in every network.
