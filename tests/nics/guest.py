@@ -16,8 +16,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from xdp_erm_py import shared
 from xdp_erm_py.kernel import ethtool
 from xdp_erm_py.lab.fanout import (
     AUXDATA,
@@ -35,11 +36,39 @@ from xdp_erm_py.program.reference import Session, insert_vlan_tag
 COMMAND = ("/xdp-erm/bin/xdp-erm",)
 PATIENCE = 20  # seconds for a link to come up and for a command, of which the emulated CPU takes its time
 SWITCH, SENSOR = "198.51.100.1", "198.51.100.2"
+STATION = bytes.fromhex("02aa00000077")  # on the switch's own network; a bridge takes no frames from none
 MIRRORED_SOURCE = bytes.fromhex("02aa00000001")  # of every mirrored frame, by which the tap knows them
 SIZES = (16, 20, 41, 42, 59, 60, 61, 64, 100, 128, 400, 511, 777, 1000, 1280, 1446)
 FULL, JUMBO = (1464, 1500, 1510, 1514), (1515, 2000, 2940, 3500, 4096, 6000, 8900)
 WINDOW = 16  # frames on their way
+ERM_OVERHEAD = 14 + 20 + 8 + 12  # bytes
+TAG_STAYS = "a VLAN tag of the wrapping stays on the mirrored frame"  # what attach says of a bridge, for example
 SHORTEST = 60  # bytes, without FCS: some drivers fill frames up to this after XDP
+
+
+class Stack(NamedTuple):
+    """What is attached to where that is made of a NIC, by the words of ip."""
+
+    name: str
+    nic: str
+    make: tuple[str, ...] = ()
+    remove: str | None = None
+
+
+#: By what the table calls them.
+STACKS = {
+    "bond": Stack("bond0", "igb", ("link add bond0 type bond mode active-backup miimon 100", "link set igb down",
+                                   "link set igb master bond0"), "link del bond0"),
+    "bond-vmxnet3": Stack("bond0", "vmxnet3", ("link add bond0 type bond mode active-backup miimon 100",
+                                               "link set vmxnet3 down", "link set vmxnet3 master bond0"),
+                          "link del bond0"),
+    "vlan": Stack("igb.77", "igb", ("link set igb up", "link add link igb name igb.77 type vlan id 77"),
+                  "link del igb.77"),
+    "bridge": Stack("bridge0", "igb", ("link add bridge0 type bridge mcast_snooping 0 forward_delay 0",
+                                       "link set igb master bridge0", "link set igb up"), "link del bridge0"),
+    "bridge-port": Stack("igb", "igb", ("link add bridge0 type bridge mcast_snooping 0 forward_delay 0",
+                                        "link set bridge0 up", "link set igb master bridge0"), "link del bridge0"),
+}
 
 
 class Wire:
@@ -258,7 +287,7 @@ def trickle(wire: Wire) -> Iterator[None]:
 
     def send() -> None:
         while not over.wait(0.01):
-            wire.send(wire.to_sensor(bytes(12) + b"\x88\xb5" + bytes(46)))
+            wire.send(wire.to_sensor(bytes(6) + STATION + b"\x88\xb5" + bytes(46)))
     thread = threading.Thread(target=send)
     thread.start()
     try:
@@ -291,27 +320,46 @@ def tried(wire: Wire, name: str, sizes: tuple[int, ...], outer_tags: tuple[int |
     return books, f"not run, said; then {mode_of(said)} {'' if books.right else 'WRONG: '}{books}"
 
 
-def check(wire: Wire, name: str, address: bytes, cells: dict[str, str]) -> None:
+def spreads(wire: Wire, name: str) -> str:
+    """Both ways to spread frames over CPUs: each frame is to arrive exact, too."""
+    said = {}
+    for way in ("cpumap", "rps"):
+        attached = attach(name, "--spread", way)
+        if attached.startswith("refused") and "generic" in attached:
+            said[way] = "refused in generic mode"
+        else:
+            said[way] = attached if attached.startswith("refused") else tried(wire, name, SIZES)[1]
+    return "; ".join(f"{way}: {text}" for way, text in said.items())
+
+
+def check(wire: Wire, stack: Stack, address: bytes, cells: dict[str, str]) -> None:
     """Fills the cells of one interface."""
+    name = stack.name
     before = settings(name)
     said = attach(name)
     if said.startswith("refused"):
-        cells.update(dict.fromkeys(("exact", "counted", "hostile", "swap", "jumbo", "detach", "told"), "-"))
+        cells.update(dict.fromkeys(("exact", "counted", "hostile", "swap", "spread", "jumbo", "detach", "told"), "-"))
         cells["attach"] = said
         return
     cells["attach"] = mode_of(said)
-    books, cells["exact"] = tried(wire, name, SIZES, (None, 77))
+    outer_tags = (None,) if TAG_STAYS in said else (None, 77)
+    books, cells["exact"] = tried(wire, name, SIZES, outer_tags)
     start = counted(name)["decapsulated"]
-    again = exchange(wire, SIZES, (None, 77))
+    again = exchange(wire, SIZES, outer_tags)
     decapsulated = counted(name)["decapsulated"] - start
     cells["counted"] = "ok" if decapsulated == again.sent == again.exact + again.filled else \
         f"WRONG: {decapsulated} of {again}"
     problems = status(wire, name)[1]
     cells["told"] = "ok" if books.right and not problems else f"WRONG: {'; '.join(problems) or 'nothing'}"
+    if TAG_STAYS in said:  # so that tagged ones cannot be right, which has to be noticed as well
+        exchange(wire, SIZES, (77,))
+        noticed = [problem for problem in status(wire, name)[1] if "with the VLAN tag of their wrapping" in problem]
+        cells["exact"] += ", tagged outside not, said" if noticed else "; WRONG: tagged outside not"
     control = answers(wire, address, wrapped=False)
     found = answers(wire, address, wrapped=True)
     cells["hostile"] = f"0 of {control}" if control and not found else f"WRONG: {found} of {control}"
     cells["swap"] = swaps(wire, name)
+    cells["spread"] = spreads(wire, name)
     xdp_erm("detach", name)
     wait_for_carrier(name)
     left = settings(name)
@@ -319,15 +367,36 @@ def check(wire: Wire, name: str, address: bytes, cells: dict[str, str]) -> None:
     cells["detach"] = f"WRONG: {'; '.join(changed)}" if changed else "ok"
     jumbo = []
     for mtu, sizes in ((1554, FULL), (9000, FULL + JUMBO)):
-        if run("ip", "link", "set", "dev", name, "mtu", str(mtu)).returncode:
-            jumbo.append(f"{mtu}: not to be set")
-            continue
+        for each in (stack.nic, name):  # a VLAN's is no larger than that of what it stands on
+            run("ip", "link", "set", "dev", each, "mtu", str(mtu))
         wait_for_carrier(name)
         said = attach(name)
-        jumbo.append(f"{mtu}: {said if said.startswith('refused') else tried(wire, name, sizes)[1]}")
+        if "drops frames for it of more than 1518 bytes" in said:
+            fit = tuple(size for size in sizes if size + ERM_OVERHEAD <= 1518)
+            jumbo.append(f"{mtu}: {tried(wire, name, fit)[1]}, said that longer ones are dropped")
+        else:
+            jumbo.append(f"{mtu}: {said if said.startswith('refused') else tried(wire, name, sizes)[1]}")
         xdp_erm("detach", name)
-    run("ip", "link", "set", "dev", name, "mtu", "1500")
+    for each in (name, stack.nic):
+        run("ip", "link", "set", "dev", each, "mtu", "1500")
     cells["jumbo"] = "; ".join(jumbo)
+
+
+def everything() -> str:
+    """Whether the kernel's verifier takes the program with every setting that makes it longer, in all its variants."""
+    options = ("--encapsulation", ",".join(shared.ENCAPSULATIONS), "--depth", str(shared.MAX_DEPTH), "--spread-ports",
+               "--source", f"{SWITCH}/32,2001:db8::/32", "--target", f"{SENSOR},2001:db8::9", "--mode", "native")
+    run("ip", "link", "add", "veth", "type", "veth", "peer", "name", "peer")
+    for end in ("peer", "veth"):
+        run("ip", "link", "set", "dev", end, "up")
+    said = {}
+    for mtu in ("1500", "9000"):
+        run("ip", "link", "set", "dev", "veth", "mtu", mtu)
+        for spread in ("none", "cpumap"):
+            said[f"MTU {mtu}, spread {spread}"] = attach("veth", *options, "--spread", spread)
+            xdp_erm("detach", "veth")
+    run("ip", "link", "del", "veth")
+    return "; ".join(f"{what}: {mode_of(text)}" for what, text in said.items())
 
 
 def named(names: dict[str, str]) -> None:
@@ -338,23 +407,6 @@ def named(names: dict[str, str]) -> None:
             if address == wanted and directory.name != name:
                 run("ip", "link", "set", "dev", directory.name, "down")
                 run("ip", "link", "set", "dev", directory.name, "name", name)
-
-
-def stacked(name: str) -> tuple[str, list[list[str]], list[list[str]]]:
-    """The interface to attach to, how it is made of igb, and how it is removed."""
-    if name == "bond":
-        return "bond0", [["link", "add", "bond0", "type", "bond", "mode", "active-backup", "miimon", "100"],
-                         ["link", "set", "dev", "igb", "down"], ["link", "set", "dev", "igb", "master", "bond0"]], \
-            [["link", "del", "bond0"]]
-    if name == "vlan":
-        return "igb.77", [["link", "set", "dev", "igb", "up"],
-                          ["link", "add", "link", "igb", "name", "igb.77", "type", "vlan", "id", "77"]], \
-            [["link", "del", "igb.77"]]
-    if name == "bridge-port":
-        return "bridge0", [["link", "add", "bridge0", "type", "bridge", "mcast_snooping", "0", "forward_delay", "0"],
-                           ["link", "set", "dev", "igb", "master", "bridge0"], ["link", "set", "dev", "igb", "up"]], \
-            [["link", "del", "bridge0"]]
-    return name, [], []
 
 
 def main() -> None:
@@ -370,21 +422,22 @@ def main() -> None:
     with switch.entered():
         run("ip", "link", "set", "dev", "switch", "mtu", "9400", "up")
         run("ip", "address", "add", f"{SWITCH}/24", "dev", "switch")
-    found: dict[str, Any] = {"system": f"Linux {platform.release()}", "nics": {}}
+    found: dict[str, Any] = {"system": f"Linux {platform.release()}", "nics": {}, "everything": everything()}
     for nic in wanted["wanted"]:
         cells = found["nics"].setdefault(nic, {})
-        name, make, remove = stacked(nic)
+        stack = STACKS.get(nic, Stack(nic, nic))
+        name = stack.name
         print(f"== {nic}", flush=True)
         wire = None
         try:
-            for words in make:
-                run("ip", *words)
+            for words in stack.make:
+                run("ip", *words.split())
             run("ip", "link", "set", "dev", name, "up")
             run("ip", "address", "add", f"{SENSOR}/24", "dev", name)
             wait_for_carrier(name)
             address = bytes.fromhex(Path(f"/sys/class/net/{name}/address").read_text().strip().replace(":", ""))
-            wire = Wire(switch, name, address) if name != "igb.77" else TaggedWire(switch, name, address)
-            check(wire, name, address, cells)
+            wire = (TaggedWire if nic == "vlan" else Wire)(switch, name, address)
+            check(wire, stack, address, cells)
         except Exception as error:
             traceback.print_exc()
             cells.setdefault("attach", f"WRONG: {error!r}")
@@ -392,10 +445,10 @@ def main() -> None:
             if wire:
                 wire.close()
             xdp_erm("detach")
-            for words in remove:
-                run("ip", *words)
-            run("ip", "address", "flush", "dev", "igb" if make else name)
-            run("ip", "link", "set", "dev", "igb" if make else name, "down")
+            if stack.remove:
+                run("ip", *stack.remove.split())
+            run("ip", "address", "flush", "dev", stack.nic)
+            run("ip", "link", "set", "dev", stack.nic, "down")
         (share / "results.json").write_text(json.dumps(found))
 
 

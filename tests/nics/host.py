@@ -69,6 +69,12 @@ def mac(name: str) -> str:
     return f"52:54:00:00:01:{1 + list(NICS).index(name):02x}"
 
 
+def prepare(kernel: str) -> None:
+    """Makes what a guest with that kernel boots from, and QEMU, unless they are there."""
+    _image(_guest(RELEASES[kernel]))
+    _qemu("qemu-system-x86_64")
+
+
 def run(kernel: str, wanted: list[str]) -> dict[str, Any]:
     """What the guest with that kernel says of each of the NICs. Its log and console stay in the cache."""
     share = CACHE / f"share-{kernel}"
@@ -81,7 +87,7 @@ def run(kernel: str, wanted: list[str]) -> dict[str, Any]:
         *_qemu("qemu-system-x86_64"), "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "2048", "-display", "none",
         "-monitor", "none", "-no-reboot", "-serial", f"file:{share / 'console'}", "-kernel", str(linux),
         "-initrd", str(linux).replace("vmlinuz", "initrd.img"),
-        "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off init=/init-nics",
+        "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off panic=-1 init=/init-nics",
         "-drive", f"file={_image(root)},if=virtio,format=raw,snapshot=on",
         "-virtfs", f"local,path={share},mount_tag=share,security_model=none,multidevs=remap",
         "-virtfs", f"local,path={REPOSITORY},mount_tag=project,security_model=none,multidevs=remap,readonly=on",
