@@ -8,7 +8,7 @@ import platform
 import time
 from pathlib import Path
 
-from xdp_erm_py.kernel import bpf
+from xdp_erm_py.kernel import bpf, version
 from xdp_erm_py.kernel.privileges import require_to_change
 
 from . import alternatives, balance, cost, helper, load, plot, table, way, zeek
@@ -20,7 +20,8 @@ GROUPS = {"cost": cost.run, "way": way.run, "balance": balance.run, "alternative
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-    return f"{model}, {len(bpf.possible_cpus())} CPUs, {platform.machine()}, Linux {platform.release()}"
+    linux = ".".join(map(str, version.running()))
+    return f"{model}, {len(bpf.possible_cpus())} CPUs, {platform.machine()}, Linux {linux}"
 
 
 def main() -> None:
