@@ -477,7 +477,7 @@ def test_remove(booted: Booted) -> None:
 
 def test_from_the_pyz(booted: Booted, tmp_path: Path) -> None:
     """The helper as one file, in a directory of another user's."""
-    for name in ("xdp_erm_py", "bpf", "zeekctl"):
+    for name in ("xdp_erm_py", "bpf", "zeekctl", "docs"):
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run(["/usr/bin/python3", tmp_path / "zeekctl" / "build.py"], timeout=TIMEOUT, check=True)
     home = tmp_path / "home"
