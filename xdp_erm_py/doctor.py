@@ -281,11 +281,16 @@ def _sysctl(name: str) -> str | None:
         return None
 
 
-def mtu(patient: Patient) -> Iterator[Result]:
-    least = encapsulations.least_mtu(patient.settings["encapsulations"],
-                                     patient.settings["sources"] + patient.settings["targets"])
+def _needed(patient: Patient) -> tuple[int, list[Link]]:
+    """The MTU for full-size mirrored frames, and the interfaces that need it: this one and those below it."""
     with Links() as links:
         stack = topology.stack(links, patient.link)
+    return encapsulations.least_mtu(patient.settings["encapsulations"],
+                                    patient.settings["sources"] + patient.settings["targets"]), stack
+
+
+def mtu(patient: Patient) -> Iterator[Result]:
+    least, stack = _needed(patient)
     outdated = patient.attached.outdated if patient.attached else None
     if outdated:
         yield Result(WARNING, f"{outdated} since xdp-erm was attached, after which some drivers do not run the "
@@ -300,10 +305,7 @@ def mtu(patient: Patient) -> Iterator[Result]:
 
 
 def buffers(patient: Patient) -> Iterator[Result]:
-    least = encapsulations.least_mtu(patient.settings["encapsulations"],
-                                     patient.settings["sources"] + patient.settings["targets"])
-    with Links() as links:
-        stack = topology.stack(links, patient.link)
+    least, stack = _needed(patient)
     for link in stack:
         for line in nic.short_buffers(link, least):
             yield Result(PROBLEM, line if link == patient.link else f"{link.name}: {line}")
