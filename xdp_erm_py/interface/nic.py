@@ -38,8 +38,6 @@ ONE_QUEUE_WITHOUT_HASHING = ("i40e", "ice")
 TOLERATED = ("rx-checksum",)
 
 _ETHERNET_HEADER = 14  # bytes
-
-
 _LARGEST_MTU = (1 << 31) - 1  # that Linux knows
 
 #: Told of a change before it is made, so that it can be undone even where the command ends half-way.
