@@ -579,6 +579,7 @@ class Growing(Reporter):
     def __init__(self, checkpoints: Path) -> None:
         self.made: list[Message] = []
         self.acknowledged: list[Message] = []
+        self.at_acknowledgement: Callable[[], None] = lambda: None
         super().__init__(HOST, checkpoints, lambda: [reading(len(self.made) + 1)])
 
     def collect(self) -> list[Message]:
@@ -589,6 +590,7 @@ class Growing(Reporter):
     def acknowledge(self, message: Message) -> None:
         super().acknowledge(message)
         self.acknowledged.append(message)
+        self.at_acknowledgement()
 
 
 @contextlib.asynccontextmanager
@@ -635,6 +637,20 @@ def test_every_report_arrives_once_and_a_last_one_at_the_end(checkpoints: Path) 
             assert len(reporter.made) == before + 1
             assert reporter.acknowledged == reporter.made
             assert zeek.subscriptions == [[events.ACKNOWLEDGEMENT_TOPIC]]
+    asyncio.run(scenario())
+
+
+def test_the_last_report_goes_over_the_same_connection(checkpoints: Path) -> None:
+    """Also where it is told to stop at the moment in which nothing waits to be delivered."""
+    async def scenario() -> None:
+        reporter = Growing(checkpoints)
+        async with Zeek() as zeek:
+            async with publishing(reporter, WebSocket("127.0.0.1", zeek.port), interval=3600) as publisher:
+                reporter.at_acknowledgement = publisher.stop
+                await until(lambda: reporter.acknowledged)
+            assert zeek.received == [message.text for message in reporter.made]
+            assert len(reporter.acknowledged) == 2
+            assert len(zeek.subscriptions) == 1
     asyncio.run(scenario())
 
 

@@ -46,6 +46,7 @@ class Publisher:
             self._kept.append(_Kept(time.monotonic(), reporter.under_way))
         self._something_kept = asyncio.Event()
         self._stop = asyncio.Event()
+        self._all_read = False
         self._tell_senders = True
         self._reading_fails = False
 
@@ -66,6 +67,7 @@ class Publisher:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), following - time.monotonic())
         self._read()
+        self._all_read = True
         self._something_kept.set()
         _, unfinished = await asyncio.wait([delivery], timeout=LAST_REPORT_SECONDS)
         for task in unfinished:
@@ -97,9 +99,9 @@ class Publisher:
             self._something_kept.set()
 
     async def _deliver(self) -> None:
-        """Delivers for ever, and after stop() until all is delivered or an attempt fails."""
+        """Delivers for ever, and after the last reading until all is delivered or an attempt fails."""
         failures = 0
-        while not (self._stop.is_set() and not self._kept):
+        while not (self._all_read and not self._kept):
             transport = self._transports[0]
             try:
                 await transport.open()
@@ -112,7 +114,7 @@ class Publisher:
                 if failures == 0:
                     log.warning("reports do not reach Zeek; keeping those of the next %g minutes, then one for what "
                                 "follows, and trying again: %s", KEEP_SECONDS / 60, error)
-                if self._stop.is_set():
+                if self._all_read:
                     return
                 failures += 1
                 self._transports.rotate(-1)
@@ -125,7 +127,7 @@ class Publisher:
         """Delivers the oldest message, as soon as there is one. False: there will be none any more."""
         if not self._kept:
             self._something_kept.clear()
-            if self._stop.is_set():
+            if self._all_read:
                 return False
             await self._something_kept.wait()
             if not self._kept:
