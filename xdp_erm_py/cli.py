@@ -13,12 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-try:
-    import yaml
-except ModuleNotFoundError:
-    sys.exit("xdp-erm: the Python module yaml is missing: install python3-yaml (Debian, Ubuntu) or python3-pyyaml "
-             "(RHEL, Fedora)")
-
 from . import __version__, config
 from .errors import UsageError, XdpErmError
 from .modules import PACKAGES
@@ -280,6 +274,7 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> int:
+    import yaml
     configured = _configured(args)
     print(yaml.safe_dump({"interfaces": {name: settings.as_dict() for name, settings in configured.items()}},
                          sort_keys=False, default_flow_style=None), end="")
