@@ -33,7 +33,8 @@ from .load import Load, Members, settled
 from .table import Row
 
 GROUP = "The helper"
-XDP_ERM = Path(__file__).parent.parent / "bin" / "xdp-erm"
+ROOT = Path(__file__).parent.parent
+XDP_ERM = ROOT / "build" / "zeekctl" / "xdp-erm.pyz"
 SWAPS = 20
 RATE = 100_000  # packets per second during the swaps: far from where any are lost anyway
 CONFIGS = (InterfaceConfig(vlan="strip"), InterfaceConfig())
@@ -44,7 +45,8 @@ def run(directory: Path, quick: bool) -> list[Row]:
 
 
 def attaching(rounds: int) -> list[Row]:
-    """The command, with nothing kept of the compiler's and with all."""
+    """The command as zeekctl and `make install` have it, with nothing kept of the compiler's and with all."""
+    subprocess.run([sys.executable, ROOT / "zeekctl" / "build.py"], check=True)
     took: dict[str, list[float]] = {}
     with Cable() as cable, cable.sensor.entered():
         for _ in range(rounds):
@@ -59,7 +61,7 @@ def attaching(rounds: int) -> list[Row]:
 
 
 def _command(words: list[str], environment: dict[str, str]) -> None:
-    subprocess.run([sys.executable, XDP_ERM, *words], env=environment, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([XDP_ERM, *words], env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
 def swapping(directory: Path, swaps: int) -> list[Row]:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +51,25 @@ def test_the_helper_is_one_file_that_says_what_the_package_says(built):
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout == run(REPOSITORY / "bin" / "xdp-erm", "config", "eth0", "--config=/dev/null").stdout
     assert run(helper, "config", "eth0", "--depth=4").returncode == 2
+
+
+def altered(helper: Path, suffix: str, alter: Callable[[bytes], bytes]) -> Path:
+    """The helper with other files of that suffix in it."""
+    other = helper.with_name(f"other{suffix}.pyz")
+    with zipfile.ZipFile(helper) as archive, zipfile.ZipFile(other, "w") as changed:
+        for name in archive.namelist():
+            content = archive.read(name)
+            changed.writestr(name, alter(content) if name.endswith(suffix) else content)
+    return other
+
+
+def test_the_helper_runs_from_its_bytecode(built, tmp_path):
+    helper = Path(shutil.copy(built / "xdp-erm.pyz", tmp_path))
+    for suffix, alter in ((".py", lambda source: b"raise SystemExit('this is the source')\n"),
+                          (".pyc", lambda bytecode: b"none" + bytecode[4:])):  # of another version of Python
+        shown = run("/usr/bin/python3", altered(helper, suffix, alter), "config", "eth0", "--config=/dev/null")
+        assert (shown.returncode, shown.stderr) == (0, ""), suffix
+        assert shown.stdout == run(helper, "config", "eth0", "--config=/dev/null").stdout
 
 
 def test_the_helper_compiles_and_attaches_what_is_in_it(built, cable):

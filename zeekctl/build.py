@@ -6,6 +6,7 @@ zkg runs this to build the package. It needs nothing but Python's standard libra
 
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import zipapp
@@ -18,8 +19,8 @@ HELPER = "xdp-erm.pyz"
 SETTINGS = "settings.json"
 MAN_PAGE = "xdp-erm.8"
 
-# The Python that bcc is packaged for, which a virtual environment's is not; in UTF-8 as bin/xdp-erm.
-INTERPRETER = "/usr/bin/python3 -Xutf8"
+# The Python that bcc is packaged for, which a virtual environment's is not.
+PYTHON = "/usr/bin/python3"
 
 
 def settings() -> str:
@@ -32,6 +33,17 @@ def settings() -> str:
     return json.dumps({"settings": table, "ports": PORTS}, indent=2) + "\n"
 
 
+def compile_beside(directory: Path) -> None:
+    """Python keeps no bytecode of what it imports from an archive: without it every command would compile us anew.
+
+    Where another version of Python runs the archive, it does just that. What it is of and how old says nothing there,
+    as the two come in one file.
+    """
+    if Path(PYTHON).exists():  # a manager need not have it
+        subprocess.run([PYTHON, "-I", "-m", "compileall", "-q", "-b", "--invalidation-mode=unchecked-hash",
+                        f"-s{directory}", directory], check=True)
+
+
 def build(directory: Path) -> None:
     shutil.copy(ROOT / "zeekctl" / PLUGIN, directory)
     shutil.copy(ROOT / "docs" / MAN_PAGE, directory)
@@ -42,7 +54,8 @@ def build(directory: Path) -> None:
             shutil.copytree(ROOT / name, staging / name, ignore=shutil.ignore_patterns("__pycache__"))
         # zipapp's own would lose main()'s exit status.
         (staging / "__main__.py").write_text("import xdp_erm_py.__main__\n")
-        zipapp.create_archive(staging, directory / HELPER, INTERPRETER, compressed=True)
+        compile_beside(staging)
+        zipapp.create_archive(staging, directory / HELPER, f"{PYTHON} -Xutf8", compressed=True)  # as bin/xdp-erm
     (directory / HELPER).chmod(0o755)
 
 
