@@ -23,7 +23,7 @@ from xdp_erm_py import lab, shared
 from xdp_erm_py.errors import XdpErmError
 from xdp_erm_py.interface import isolation, journal, loader, stats
 from xdp_erm_py.kernel import bpf
-from xdp_erm_py.kernel.links import Links
+from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 from xdp_erm_py.lab.fanout import FanoutWorkers
@@ -263,6 +263,45 @@ FULL = "mount -t tmpfs -o size=4k full /run && { dd if=/dev/zero of=/run/fill bs
 
 
 LOCK_REFUSED = "the lock /run/xdp-erm.lock cannot be opened: Read-only file system"
+
+
+def refusing_to_shrink(monkeypatch) -> None:
+    """A driver, for as long as this lasts, that takes no smaller MTU."""
+    setting = Links.set_mtu
+
+    def set_mtu(links: Links, link: Link, mtu: int) -> None:
+        if mtu < link.mtu:
+            raise XdpErmError(f"{link.name}: MTU {mtu} is refused: Device or resource busy")
+        setting(links, link, mtu)
+
+    monkeypatch.setattr(Links, "set_mtu", set_mtu)
+
+
+@pytest.mark.parametrize("between", ["nothing", "attach", "their own MTU"])
+def test_an_mtu_that_cannot_be_brought_back(cable, monkeypatch, between):
+    """Everything else is, and the MTU later, unless somebody has set another since."""
+    change(SENSOR, mtu=1500)
+    before = everything()
+    loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    refusal = f"{SENSOR}: MTU 1500 is refused: Device or resource busy"
+    not_all = f"{SENSOR}: detached, but {refusal}; run `xdp-erm detach {SENSOR}` again once that is possible"
+    with monkeypatch.context() as patched:
+        refusing_to_shrink(patched)
+        for _ in range(2):
+            with pytest.raises(XdpErmError, match=f"^{re.escape(not_all)}$"):
+                loader.detach(SENSOR)
+            after = everything()
+            assert after == (1554, None, after[2], *before[3:])
+        if between == "attach":
+            said = loader.attach(SENSOR, InterfaceConfig())
+            assert said[0].startswith(f"{SENSOR}: warning: what was changed before is not undone yet ({refusal})")
+            assert decapsulates(cable)
+            assert everything()[2] == {}
+    if between == "their own MTU":
+        change(SENSOR, mtu=4000)
+        before = (4000, *before[1:])
+    loader.detach(SENSOR)
+    assert everything() == before
 
 
 JOURNAL_REFUSED = "/run/xdp-erm.journal cannot be written: No space left on device"

@@ -2,7 +2,7 @@
 
 The journal stands beside the lock file: for each interface under way, the changes to its NIC (see nic.py) that are not
 yet in the keeping of an attached program, and {"clsact": true} once a qdisc is made for the filter of isolation.py.
-There is none between commands.
+Between commands there is none but of what could not be undone.
 """
 
 from __future__ import annotations
@@ -52,9 +52,12 @@ class Journal:
             self._write()
 
     def begin(self, link: Link, changes: dict[str, Any]) -> None:
-        """To be called before `changes` are made."""
-        self._entries[self._key(link)] = changes
-        self._write()
+        """To be called before `changes`, if any, are made."""
+        if changes:
+            self._entries[self._key(link)] = changes
+            self._write()
+        else:
+            self.finish(link)
 
     def finish(self, link: Link) -> None:
         """The changes are undone, or in the keeping of an attached program."""

@@ -47,9 +47,12 @@ def _attach_once(journal: Journal, links: Links, name: str, config: InterfaceCon
     `doubted`: the driver seems not to run the native program that is attached, so that a longer look decides.
     """
     with contextlib.ExitStack() as opened:
-        link, mended = _mend(journal, links, name)
+        link, mended, refused = _mend(journal, links, name)
         attaching = _Attaching(journal, links, opened, link, config)
         attaching.said += mended
+        if refused:
+            attaching.said.append(f"{link.name}: warning: what was changed before is not undone yet ({refused}); "
+                                  f"`xdp-erm detach {link.name}` tries again")
         attaching.choose(force, doubted)
         try:
             attaching.change()
@@ -77,7 +80,8 @@ class _Attaching:
         self._programs: Programs | None = None
         """None: what is attached does."""
         self._taken: bpf.Map | None = None
-        self._changes: dict[str, Any] = {}
+        self._changes = nic.merged({}, journal.unfinished(link))
+        """What is to be undone: at first what a command before could not undo."""
         self._isolated: list[str] = []
         self._put = False
         #: A line for each thing that was done.
@@ -135,10 +139,14 @@ class _Attaching:
 
     def change_back(self) -> None:
         """What change() has done before it failed."""
-        with contextlib.suppress(XdpErmError):  # the interface may be gone; the first error is the one to tell
+        try:
             if self._isolated and not self._put:  # else it is what the attached program relies on
                 isolation.withdraw(self._link)
             nic.restore(self._links, self._links.find(self._link.name), self._changes)
+        except nic.NotRestored:
+            return  # the next command tries again
+        except XdpErmError:
+            pass  # the interface may be gone; the first error is the one to tell
         self._journal.finish(self._link)
 
     def settle(self) -> list[str]:
@@ -179,19 +187,27 @@ class _Attaching:
         self._journal.begin(self._link, self._changes)
 
 
-def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str]]:
-    """The interface, once what a killed command has changed on its NIC is undone; and a line for each such change."""
+def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str], nic.NotRestored | None]:
+    """The interface, once what a command before has left changed on its NIC is undone; a line for each such change;
+    and what cannot be undone, which the journal keeps.
+    """
     link = links.find(name)
     changes = journal.unfinished(link)
     current = attachment_of(link)
     undone = isolation.mend(link) if "clsact" in changes else []
+    refused = None
     if changes and not (current and nic.merged(current.state["nic"], changes) == current.state["nic"]):
-        undone += nic.restore(links, link, changes)
+        try:
+            undone += nic.restore(links, link, changes)
+        except nic.NotRestored as error:
+            refused = error
         link = links.find(name)
-    journal.finish(link)
+    if not refused:
+        journal.finish(link)
     if undone:
-        undone.insert(0, f"{link.name}: a command before was killed half-way; what it had changed is undone first")
-    return link, undone
+        undone.insert(0, f"{link.name}: a command before was killed half-way or refused; what it had changed is undone "
+                         "first")
+    return link, undone, refused
 
 
 def _mode(links: Links, link: Link, current: Attachment | None, config: InterfaceConfig,
@@ -287,32 +303,49 @@ def detach(name: str) -> list[str]:
     """Takes xdp-erm off interface `name` and brings the NIC's old settings back; nothing where it is not attached."""
     require_to_change()
     with exclusive() as journal, Links() as links:
-        link, mended = _mend(journal, links, name)
+        link, mended, refused = _mend(journal, links, name)
         name = link.name
         current = attachment_of(link)
         if current is None:
             # Somebody else took the program off, or a command was killed half-way: the filter may be left.
             released = mended + isolation.release(link)
+            if refused:
+                raise _not_restored(name, refused)
             if link.program_id is None:
                 return released or [f"{name}: xdp-erm is not attached"]
             return [f"{name}: program {link.program_id} ({_program_name(link.program_id)}) is not ours and stays",
                     *released]
-        journal.begin(link, current.state["nic"])
+        left = journal.unfinished(link)
+        changes = nic.merged(current.state["nic"], left)
+        journal.begin(link, changes)
         try:
             with bpf.descriptor(bpf.program_fd(current.program_id)) as program:
                 links.detach(link, current.mode, program)
                 stats.wait_for_queues(current)  # the filter stays for what waits in them
-        except Refused as refused:
-            journal.finish(link)
-            why = str(refused)
+        except Refused as error:
+            journal.begin(link, left)
+            why = str(error)
             for other in topology.above(links, link):
                 if other.program_id is not None:
                     why = f"{other.name}, which gets its frames, has one, too: `xdp-erm detach {other.name}` first"
             raise XdpErmError(f"{name}: program {current.program_id} cannot be taken off: {why}") from None
+        changes = _unshared(links, changes)
+        journal.begin(link, changes)
         said = [*mended, f"{name}: detached (program {current.program_id})"]
-        said += nic.restore(links, links.find(name), _unshared(links, current.state["nic"]))
-        journal.finish(link)
-        return said + isolation.release(link)
+        try:
+            said += nic.restore(links, links.find(name), changes)
+            journal.finish(link)
+            refused = None
+        except nic.NotRestored as error:
+            refused = error
+        said += isolation.release(link)
+        if refused:
+            raise _not_restored(name, refused)
+        return said
+
+
+def _not_restored(name: str, refused: nic.NotRestored) -> XdpErmError:
+    return XdpErmError(f"{name}: detached, but {refused}; run `xdp-erm detach {name}` again once that is possible")
 
 
 def _unshared(links: Links, changes: dict[str, Any]) -> dict[str, Any]:

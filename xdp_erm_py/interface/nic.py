@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -203,21 +204,40 @@ def are_changes(value: dict[str, Any]) -> bool:
                 for index, changes in below.items()))
 
 
+class NotRestored(XdpErmError):
+    """Some settings are not as before, and why; the others are."""
+
+
 def restore(links: Links, link: Link, changes: dict[str, Any]) -> list[str]:
-    """Undoes the changes; returns a line for each."""
-    said = []
-    if "mtu" in changes:
-        before, after = changes["mtu"]
-        if link.mtu == after:
-            links.set_mtu(link, before)
-            said.append(f"{link.name}: MTU is {before} again")
-    said += _turn_on(link, changes.get("features", [])) + _restore_rps(link, changes.get("rps", {}))
+    """Undoes the changes; returns a line for each. NotRestored: once what can be undone is."""
+    said: list[str] = []
+    refused: list[str] = []
+    _restore(links, link, changes, said, refused)
+    if refused:
+        raise NotRestored("; ".join(dict.fromkeys(refused)))
+    return said
+
+
+def _restore(links: Links, link: Link, changes: dict[str, Any], said: list[str], refused: list[str]) -> None:
+    for undo in (functools.partial(_restore_mtu, links, link, changes.get("mtu")),
+                 functools.partial(_turn_on, link, changes.get("features", [])),
+                 functools.partial(_restore_rps, link, changes.get("rps", {}))):
+        try:
+            said += undo()
+        except XdpErmError as error:
+            refused.append(str(error))
     if "below" in changes:
         now = {str(other.index): other for other in links}  # an MTU may have gone along with that above
         for index, here in changes["below"].items():
             if index in now:
-                said += restore(links, now[index], here)
-    return said
+                _restore(links, now[index], here, said, refused)
+
+
+def _restore_mtu(links: Links, link: Link, change: list[int] | None) -> list[str]:
+    if change is None or link.mtu != change[1]:
+        return []
+    links.set_mtu(link, change[0])
+    return [f"{link.name}: MTU is {change[0]} again"]
 
 
 def _turn_off(link: Link, names: Iterable[str], intend: Intend) -> tuple[list[str], list[str]]:
