@@ -12,22 +12,24 @@ import operator
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import filters
 import other_program
 import pytest
 from pyroute2 import IPRoute
 
 from xdp_erm_py import doctor, lab, shared
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import journal, loader, nic, ours, stats
+from xdp_erm_py.interface import isolation, journal, loader, nic, ours, stats, topology
 from xdp_erm_py.kernel import bpf
 from xdp_erm_py.kernel.links import Link, Links
-from xdp_erm_py.kernel.netlink import Refused
+from xdp_erm_py.kernel.netlink import Refused, Rtnetlink
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.fanout import FanoutWorkers
 from xdp_erm_py.lab.traffic import synthetic
@@ -339,6 +341,67 @@ def test_an_attach_that_ends_half_way_leaves_the_nic_as_it_was(cable, monkeypatc
     assert (link(), features()) == before
 
 
+@pytest.mark.parametrize("earlier, config", [
+    (None, DEFAULT), (InterfaceConfig(vlan="strip"), DEFAULT), (NATIVE, GENERIC)], ids=["attach", "swap", "mode"])
+def test_ctrl_c_waits_until_nothing_is_half_done(cable, monkeypatch, earlier, config):
+    """It comes while the kernel is about each request in turn; a link that goes down and up takes seconds."""
+    def everything() -> tuple:
+        return link(), features(), filters.everything(SENSOR)
+
+    answers, left, number, interrupted = Rtnetlink._answers, 0, 0, True
+
+    def answers_and_signal(self):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return answers(self)
+
+    set_mtu(1500)
+    before = everything()
+    while interrupted:
+        number, interrupted = number + 1, False
+        if earlier:
+            loader.attach(SENSOR, dataclasses.replace(earlier, set_mtu=True))
+        attached, left = everything(), number
+        with monkeypatch.context() as patched:
+            patched.setattr(Rtnetlink, "_answers", answers_and_signal)
+            try:
+                loader.attach(SENSOR, dataclasses.replace(config, set_mtu=True))
+            except KeyboardInterrupt:
+                interrupted = True
+        assert interrupted == (left <= 0)
+        if everything() != attached:
+            assert stats.snapshot(SENSOR)[0]["config"] == {**config.as_dict(), "set_mtu": True}
+            assert (filters.tcx(SENSOR), link().mtu) == ([isolation.FILTER], 1554)
+            assert {features()[name] for name in OFFLOADS} == {"off"}
+        with journal.exclusive() as entries:
+            assert entries.unfinished(link()) == {}
+        loader.detach(SENSOR)
+        assert everything() == before
+    assert number > 10
+
+
+@pytest.mark.parametrize("owner, step", [(topology, "diverted"), (isolation, "retire")])
+@pytest.mark.parametrize("problem", [XdpErmError, OSError, MemoryError])
+def test_what_the_attached_program_relies_on_stays(cable, monkeypatch, owner, step, problem):
+    """Where something fails once it is attached."""
+    def fail(*_):
+        raise problem(errno.ENOMEM, "no more")
+
+    set_mtu(1500)
+    before = link(), features(), filters.everything(SENSOR)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, step, fail)
+        with pytest.raises((XdpErmError, problem), match="no more"):
+            loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    assert stats.snapshot(SENSOR)
+    assert (filters.tcx(SENSOR), link().mtu) == ([isolation.FILTER], 1554)
+    assert {features()[name] for name in OFFLOADS} == {"off"}
+    loader.detach(SENSOR)
+    assert (link(), features(), filters.everything(SENSOR)) == before
+
+
 # Swapping
 
 @pytest.mark.parametrize("mode", ["native", "generic"])
@@ -554,12 +617,14 @@ def test_an_old_program_that_cannot_be_put_back_is_told_of(cable, monkeypatch):
         raise Refused(errno.EOPNOTSUPP, f"no {mode} today")
 
     with bridge() as name:
+        before = features(name), filters.everything(name)
         loader.attach(name, GENERIC)
         monkeypatch.setattr(Links, "attach", refuse)
         assert fails(loader.attach, name, NATIVE) == (
             f"{name}: XDP is refused in native mode: no native today; --mode generic works with every driver; the "
             "program from before cannot be put back: no generic today; ERM is not decapsulated now")
         assert link(name).program_id is None
+        assert (features(name), filters.everything(name)) == before
 
 
 # Somebody else's program

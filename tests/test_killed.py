@@ -40,6 +40,9 @@ DETACH = [
 DETACH_CLSACT = [("kernel.clsact", "", "remove_qdisc", 1)]
 SWAP = [("interface.programs", "", "write_state", 1), ("kernel.links", "Links", "attach", 1),
         ("interface.loader", "", "write_state", 1)]
+# To generic mode, for which the program before is taken off first.
+MODE = [("kernel.links", "Links", "detach", 1), ("interface.programs", "", "write_state", 1),
+        ("kernel.links", "Links", "attach", 1), ("interface.loader", "", "write_state", 1)]
 # From clsact to tcx, as by an upgrade.
 MOVE = [("kernel.bpf", "", "attach_tcx", 1), ("kernel.clsact", "", "remove_qdisc", 1),
         ("interface.loader", "", "write_state", 1)]
@@ -131,6 +134,21 @@ def test_swap(cable, hook, module, owner, step, number, when):
     assert stats.snapshot(SENSOR)[0]["config"]["vlan"] == "tagged"
     loader.detach(SENSOR)
     assert everything() == before
+
+
+@steps(MODE)
+@pytest.mark.parametrize("again", [True, False])
+def test_a_change_of_mode(small, hook, module, owner, step, number, when, again):
+    """Between the programs there is none that remembers what was changed."""
+    before = everything()
+    loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    killed("attach", SENSOR, "--mode=generic", at=(module, owner, step, number, when))
+    if again:
+        loader.attach(SENSOR, InterfaceConfig(mode="generic", set_mtu=True))
+        assert stats.snapshot(SENSOR)[0]["mode"] == "generic"
+    loader.detach(SENSOR)
+    assert everything() == before
+    assert unfinished() == {}
 
 
 @steps(MOVE)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
@@ -54,14 +56,25 @@ def _attach_once(journal: Journal, links: Links, name: str, config: InterfaceCon
             attaching.said.append(f"{link.name}: warning: what was changed before is not undone yet ({refused}); "
                                   f"`xdp-erm detach {link.name}` tries again")
         attaching.choose(force, doubted)
-        try:
-            attaching.change()
-        except BaseException as error:  # Ctrl-C as well
-            attaching.change_back()
-            if isinstance(error, OSError):
-                raise XdpErmError(f"{link.name}: not attached: {error.strerror}") from error
-            raise
-        return attaching.said, attaching.settle()
+        with _ctrl_c_waiting():
+            try:
+                attaching.change()
+            except BaseException as error:
+                attaching.change_back()
+                if isinstance(error, OSError):
+                    raise XdpErmError(f"{link.name}: not attached: {error.strerror}") from error
+                raise
+            return attaching.said, attaching.settle()
+
+
+@contextlib.contextmanager
+def _ctrl_c_waiting() -> Iterator[None]:
+    """Ctrl-C counts after the with block: of a request that it comes into nobody knows whether it was done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Attaching:
@@ -83,7 +96,6 @@ class _Attaching:
         self._changes = nic.merged({}, journal.unfinished(link))
         """What is to be undone: at first what a command before could not undo."""
         self._isolated: list[str] = []
-        self._put = False
         #: A line for each thing that was done.
         self.said: list[str] = []
 
@@ -127,8 +139,10 @@ class _Attaching:
                                                                 self._intend)
             self.said += self._isolated
         if self._programs:
+            if self._current and self._candidates[0].mode != link.mode:
+                # For a moment there is no program that remembers what was changed for the one before.
+                self._journal.begin(link, {**self._changes, **state["nic"]})
             self.said += _put(self._opened, links, link, self._current, self._candidates, self._programs)
-            self._put = True
         self.said += [f"{link.name}: warning: {line}" for line in topology.diverted(
             links, link, self._config.encapsulations, self._config.sources)]
         if self._config.isolate:
@@ -138,11 +152,19 @@ class _Attaching:
             self.said += isolation.release(link)
 
     def change_back(self) -> None:
-        """What change() has done before it failed."""
+        """What change() has done before it failed, but for what the program relies on that is attached."""
         try:
-            if self._isolated and not self._put:  # else it is what the attached program relies on
-                isolation.withdraw(self._link)
-            nic.restore(self._links, self._links.find(self._link.name), self._changes)
+            link = self._links.find(self._link.name)
+            attached = attachment_of(link)
+            if attached is None:  # nor is the one before, and nothing else remembers what was changed for that
+                self._changes = nic.merged(self._kept["nic"], self._changes)
+                isolation.release(link)
+            elif attached.program_id != self._link.program_id:  # the new one, which remembers it
+                self._changes = {}
+            elif self._isolated:
+                isolation.withdraw(link)
+            self._journal.begin(link, self._changes)
+            nic.restore(self._links, link, self._changes)
         except nic.NotRestored:
             return  # the next command tries again
         except XdpErmError:
