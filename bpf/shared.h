@@ -38,11 +38,12 @@ enum encapsulation {
 #define MAX_SESSIONS 1024
 
 /*
- * Frames of a session that are taken for missing, or for late, by their numbers at most: a number further off is of a
- * sender that numbers anew. An outage of a second is a million frames at 10 Gbit/s.
+ * A number further than LEAP from the one before is a leap. Ahead, by MOST_MISSING at most (a second at 10 Gbit/s), it is
+ * loss, which is settled LEAP frames later. Any other says that the sender numbers anew, or that several number one
+ * session, each for itself, as line cards of a switch do: then no leap that is not settled is loss.
  */
+#define LEAP 4096
 #define MOST_MISSING 1048576
-#define MOST_LATE 4096
 
 /* Addresses that are remembered of those that sent what the allow lists keep out. */
 #define MAX_SENDERS 1024

@@ -86,13 +86,16 @@ BPF_TABLE("lru_hash", struct session_key, struct sent, sessions, MAX_SESSIONS);
 /*
  * How the frames of a session are numbered, for all CPUs together, since a NIC may spread one session over several.
  * Missing are `highest` - `start` + 1 - `frames`; what comes late makes them fewer again. Numbers of 32 bits are extended
- * to 64, and `start` moves along where the sender has begun anew.
+ * to 64, and `start` moves along where the sender has begun anew. While a leap is not settled, `missing` is what was
+ * missing before it.
  */
 struct numbers {
 	u64 highest;
 	u64 start;
 	u64 frames;
 	u64 late;		/* that came behind one with a higher number */
+	u64 leapt;		/* `frames` at the leap */
+	u64 missing;
 };
 
 BPF_TABLE("lru_hash", struct session_key, struct numbers, numbers, MAX_SESSIONS);
@@ -758,7 +761,8 @@ static __always_inline void add_session(struct session_key *key, struct sent *co
 /* Counts by its number the frame of a session whose frames are numbered. */
 static __always_inline void follow(struct session_key *key, u32 number)
 {
-	struct numbers first = { .highest = number, .start = number, .frames = 1 }, *numbers_ = numbers.lookup(key);
+	struct numbers first = { .highest = number, .start = number, .frames = 1, .leapt = -LEAP };
+	struct numbers *numbers_ = numbers.lookup(key);
 	s64 step;
 
 	if (!numbers_) {
@@ -770,17 +774,22 @@ static __always_inline void follow(struct session_key *key, u32 number)
 			return;
 	}
 	step = (s32)(number - (u32)numbers_->highest);
-	lock_xadd(&numbers_->frames, 1);
-	if (step > MOST_MISSING || step < -MOST_LATE) {
-		/* Neither lost nor late, but numbered anew: as if it were the next one. */
-		numbers_->start += step - 1;
+	if ((step > LEAP || step < -LEAP) && numbers_->frames - numbers_->leapt >= LEAP) {
+		numbers_->missing = numbers_->highest - numbers_->start + 1 - numbers_->frames;
+		numbers_->leapt = numbers_->frames;
+	}
+	if (step > MOST_MISSING || step < -LEAP) {
+		/* Nobody knows what is missing since the leap before, if that is not settled. */
 		numbers_->highest += step;
+		numbers_->start = numbers_->highest - numbers_->frames - numbers_->missing;
+		numbers_->leapt = numbers_->frames;
 	} else if (step > 0) {
 		numbers_->highest += step;
 	} else if (step < 0) {
 		lock_xadd(&numbers_->late, 1);
 	}
 	/* Else the frame came twice, or its sender gives all the same number. */
+	lock_xadd(&numbers_->frames, 1);
 }
 #endif
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from scapy.utils import rdpcap
 from xdp_erm_py import shared
 from xdp_erm_py.interface import loader, stats
 from xdp_erm_py.interface.stats import Order
+from xdp_erm_py.kernel import bpf
 from xdp_erm_py.lab import mirror
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE, Cable
 from xdp_erm_py.lab.fanout import FanoutWorkers
@@ -305,6 +307,9 @@ def test_the_source_port_is_no_session_of_vxlan_and_geneve(xdp):
             Session(SWITCH, 1, "vxlan"): 10, Session(SWITCH, 2, "geneve"): 10}
 
 
+ERSPAN_II_NUMBERED = "1000 88be {number:08x} 10001001 00000000"
+
+
 @pytest.mark.parametrize("numbers, gaps, reordered", [
     ((1, 2, 3), 0, 0),
     ((7,), 0, 0),
@@ -317,20 +322,50 @@ def test_the_source_port_is_no_session_of_vxlan_and_geneve(xdp):
     ((5, 5, 5, 5), 0, 0),  # a sender that does not count
     ((100000, 1, 2, 3), 0, 0),  # began anew
     ((1, 2, 90000000, 90000001), 0, 0),
-    ((1, 2, 4, 100000000, 100000002, 1, 2), 2, 0),
-    ((1, shared.MOST_MISSING + 1), shared.MOST_MISSING - 1, 0),
-    ((shared.MOST_LATE + 1, 1), 0, 1),
+    ((1, 2, 4, 100000000, 100000002, 1, 2), 1, 0),  # nor are those missing that seem to be before it is settled
+    ((1, shared.LEAP + 1), shared.LEAP - 1, 0),
+    ((shared.LEAP + 1, 1), 0, 1),
 ], ids=str)
-@pytest.mark.parametrize("header", ["1000 88be {number:08x} 10001001 00000000", "1000 22eb {number:08x} 20000001 "
-                                    "00000000 00000000", "3000 6558 00000001 {number:08x}"],
-                         ids=["ERSPAN II", "ERSPAN III", "GRE"])
+@pytest.mark.parametrize("header", [ERSPAN_II_NUMBERED, "1000 22eb {number:08x} 20000001 00000000 00000000",
+                                    "3000 6558 00000001 {number:08x}"], ids=["ERSPAN II", "ERSPAN III", "GRE"])
 def test_the_numbers_of_a_session(xdp, header, numbers, gaps, reordered):
+    assert order_of(numbers, header) == Order(gaps, reordered)
+
+
+@pytest.mark.parametrize("leap", [shared.LEAP + 1, 100000, shared.MOST_MISSING])
+def test_a_leap_is_loss_once_it_is_settled(xdp, leap):
+    run = range(1 + leap, 1 + leap + shared.LEAP)
+    assert order_of([1, *run[:-1]]) == Order(0, 0)
+    assert order_of([1, *run]) == Order(leap - 1, 0)
+    assert order_of([1, 3, *run[2:], run[-1] + 2, run[-1] + 4]) == Order(1 + leap - 1 + 2, 0)
+
+
+def test_leaps_ahead_add_up(xdp):
+    """However soon so much is lost again: what is known is as old as LEAP frames at most."""
+    bursts = shared.LEAP // 100 + 1
+    numbers = [1, *(10000 * burst + number for burst in range(1, bursts + 2) for number in range(100))]
+    assert order_of(numbers) == Order(9998 + (bursts - 1) * 9900, 0)
+
+
+@pytest.mark.parametrize("starts", [(1, 500000), (500000, 1), (1, 5000, 700000, 702000), (0, 60000, 2**31, 0xFFFFFF00)],
+                         ids=str)
+@pytest.mark.parametrize("run", [1, 3, 200])
+def test_several_that_number_a_session_each_for_itself(xdp, starts, run):
+    """As line cards of one switch: none of their frames is missing, in whatever turns they come."""
+    numbers = [(start + turn * run + number) % 2**32
+               for turn in range(2 * shared.LEAP // run // len(starts)) for start in starts for number in range(run)]
+    assert order_of(numbers).gaps == 0
+
+
+def order_of(numbers: Iterable[int], header: str = ERSPAN_II_NUMBERED) -> Order:
+    """What a session's numbers come to."""
+    before, behind = gre(header.format(number=0x12345678), INNER).split(text("12345678"))
     with Program(dataclasses.replace(ALL, encapsulations=("erspan", "gre"))) as program:
         for number in numbers:
-            program.run(gre(header.format(number=number), INNER))
+            bpf.test_run(program.fd, before + struct.pack("!I", number) + behind)
         (session, order), = program.order().items()
         assert session.id == 1
-        assert order == Order(gaps, reordered)
+    return order
 
 
 def test_frames_without_numbers_have_no_order(xdp):

@@ -139,25 +139,29 @@ class Numbers:
 
     def __init__(self) -> None:
         self._highest: int | None = None
-        self._missing = self.late = 0
+        self._missing = self._known = self.late = 0
+        self._frames_to_settle = 0
 
     @property
     def order(self) -> Order:
-        return Order(max(self._missing, 0), self.late)
+        return Order(max(self._known if self._frames_to_settle else self._missing, 0), self.late)
 
     def follow(self, number: int) -> None:
         if self._highest is None:
             self._highest = number
             return
         step = (number - self._highest + (1 << 31)) % (1 << 32) - (1 << 31)
-        if step > shared.MOST_MISSING or step < -shared.MOST_LATE:
-            self._highest = number  # numbered anew
+        if abs(step) > shared.LEAP and not self._frames_to_settle:
+            self._known, self._frames_to_settle = self._missing, shared.LEAP
+        if step > shared.MOST_MISSING or step < -shared.LEAP:  # numbered anew, or by another
+            self._highest, self._missing, self._frames_to_settle = number, self._known, shared.LEAP
         elif step > 0:
             self._highest = number
             self._missing += step - 1
         else:
             self._missing -= 1
             self.late += step < 0
+        self._frames_to_settle = max(self._frames_to_settle - 1, 0)
 
 
 class Subject:

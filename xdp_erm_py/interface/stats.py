@@ -268,8 +268,9 @@ def read_order(numbers: bpf.Map) -> dict[Session, Order]:
     """By session, of those whose frames are numbered."""
     found = {}
     for key, value in numbers.contents().items():
-        highest, start, frames, late = struct.unpack("=QQQQ", value)
-        missing = (highest - start + 1 - frames) % (1 << 64)
+        highest, start, frames, late, leapt, missing = struct.unpack("=6Q", value)
+        if (frames - leapt) % (1 << 64) >= shared.LEAP:  # else that is what is known
+            missing = (highest - start + 1 - frames) % (1 << 64)
         found[_session(key)] = Order(missing if missing < 1 << 63 else 0, late)  # below 0: some came twice
     return found
 
