@@ -36,9 +36,9 @@ from shell import shell
 
 from xdp_erm_py import doctor, lab, shared
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.interface import loader, spread, stats
+from xdp_erm_py.interface import loader, spread, stats, topology
 from xdp_erm_py.interface.ours import find
-from xdp_erm_py.kernel import bpf, rps, version
+from xdp_erm_py.kernel import bpf, rps, sysfs, version
 from xdp_erm_py.kernel.links import Link, Links
 from xdp_erm_py.kernel.netlink import Refused
 from xdp_erm_py.lab import cable as cables
@@ -691,6 +691,25 @@ def test_auto_hands_frames_on_where_it_can(host):
     assert planned() == ("none", "", "the driver's native XDP cannot redirect")
 
 
+@pytest.mark.parametrize("drivers, kernel, known", [
+    ({"eth9": "igb"}, (5, 10), True), ({"eth9": "ixgbevf"}, (6, 2), False), ({"eth9": "nfp"}, (6, 2), False),
+    ({"eth9": "igc"}, (5, 12), False), ({"eth9": "igc"}, (5, 13), True), ({"eth9": None}, (5, 10), True),
+    ({"bond0": None, "eth9": "ixgbe", "eth8": "ixgbevf"}, (6, 1), False)])
+def test_a_driver_that_would_drop_what_is_redirected(host, monkeypatch, drivers, kernel, known):
+    """Where the kernel does not tell what the driver can."""
+    first, *below = (dataclasses.replace(LINK, name=name) for name in drivers)
+    monkeypatch.setattr(topology, "stack", lambda links, link: [first, *below])
+    monkeypatch.setattr(sysfs, "driver", lambda link: drivers[link.name])
+    host.kernel = kernel
+    assert planned()[0] == "cpumap"
+    host.redirects = None
+    how, _, reason = planned()
+    assert (how, "not known to redirect" in reason) == ("cpumap" if known else "rps", not known)
+    if not known:
+        with pytest.raises(XdpErmError, match=r"eth9: spread: cpumap is impossible here: native XDP of its driver"):
+            planned(spread="cpumap")
+
+
 def test_auto_in_generic_mode(host):
     how, cpus, reason = planned("generic")
     assert (how, cpus) == ("none", "") and "isolate" in reason
@@ -812,6 +831,13 @@ def test_a_driver_says_whether_it_redirects(cable):
     with Links() as links:
         assert spread._redirects(links.find(SENSOR_INTERFACE)) is not False
         assert spread._receiving(links.find(SENSOR_INTERFACE)) == set()
+
+
+def test_where_sys_does_not_list_cpus(cable, monkeypatch, tmp_path):
+    """As in some containers."""
+    monkeypatch.setattr(spread, "_CPUS", tmp_path)
+    with pytest.raises(XdpErmError, match=rf"^{tmp_path}/online cannot be read: No such file or directory$"):
+        attached(InterfaceConfig(spread="auto"))
 
 
 def test_a_refused_attach_changes_nothing(cable):

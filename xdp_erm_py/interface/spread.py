@@ -19,6 +19,14 @@ from . import topology
 _CPUS = Path("/sys/devices/system/cpu")
 _INTERRUPTS = Path("/proc/irq")
 
+#: Drivers whose native XDP is known to redirect where the kernel does not tell, and since which Linux; (0, 0): any that
+#: xdp-erm runs on. Others, ixgbevf and nfp for instance, drop what is to be redirected.
+_REDIRECTING: dict[str, tuple[int, int]] = {
+    "bnxt_en": (0, 0), "ena": (5, 11), "fsl_dpa": (5, 11), "i40e": (0, 0), "ice": (0, 0), "igb": (0, 0),
+    "igc": (5, 13), "ixgbe": (0, 0), "mlx5_core": (0, 0), "mvneta": (0, 0), "mvpp2": (0, 0), "sfc": (0, 0),
+    "virtio_net": (0, 0),
+}
+
 # uapi linux/netdev.h
 _DEV_GET, _REDIRECT = 1, 1 << 1  # a command, and a bit of the XDP features
 
@@ -104,7 +112,10 @@ def _cpus(link: Link, config: InterfaceConfig, before: set[int]) -> tuple[tuple[
 
 
 def _listed(name: str) -> set[int]:
-    return set(parse_cpu_list((_CPUS / name).read_text().strip()))
+    try:
+        return set(parse_cpu_list((_CPUS / name).read_text().strip()))
+    except OSError as error:
+        raise XdpErmError(f"{_CPUS / name} cannot be read: {error.strerror}") from None
 
 
 def _receiving(link: Link) -> set[int]:
@@ -145,9 +156,22 @@ def _no_cpumap(link: Link, config: InterfaceConfig, mode: str) -> str | None:
             return "in generic mode it loses the mark that keeps decapsulated frames from the host (isolate)"
         if version.running() < (5, 15):
             return "in generic mode it needs Linux 5.15"
-    elif _redirects(link) is False:
-        return "the driver's native XDP cannot redirect"
+    else:
+        redirects = _redirects(link)
+        if redirects is False:
+            return "the driver's native XDP cannot redirect"
+        unknown = _unknown(link) if redirects is None else None
+        if unknown:
+            return f"native XDP of its driver ({unknown}) is not known to redirect; Linux 6.3 tells"
     return None
+
+
+def _unknown(link: Link) -> str | None:
+    """The driver, of the interface or of one below it, that is not known to redirect; None: they all are."""
+    with Links() as links:
+        drivers = [sysfs.driver(each) for each in topology.stack(links, link)]
+    return next((driver for driver in drivers if driver and (
+        driver not in _REDIRECTING or version.running() < _REDIRECTING[driver])), None)
 
 
 def _redirects(link: Link) -> bool | None:
