@@ -59,11 +59,11 @@ def add_tcx(interface: str, says: int, first: bool = True) -> None:
             bpf._bpf(bpf._PROG_ATTACH, struct.pack("=IIIIIIQ", index, program, _TCX_INGRESS, _AFTER, 0, 0, 0))
 
 
-def add_clsact(interface: str, preference: int, says: int = PASS) -> None:
-    """Somebody else's filter "theirs"; what is not NEXT ends the matter."""
+def add_clsact(interface: str, preference: int, says: int = PASS, protocol: int = 3) -> None:
+    """Somebody else's filter "theirs", of all protocols or one; what is not NEXT ends the matter."""
     with bpf.descriptor(_program(says)) as program, IPRoute() as route:
         route.tc("add-filter", "bpf", _index(interface), 0, fd=program, name="theirs", parent=0xFFFFFFF2,
-                 prio=preference, protocol=3, classid=0, direct_action=True)
+                 prio=preference, protocol=protocol, classid=0, direct_action=True)
 
 
 def _program(says: int) -> int:

@@ -23,6 +23,7 @@ import filters
 import other_program
 import pytest
 from pyroute2 import IPRoute
+from shell import shell
 
 from xdp_erm_py import doctor, lab, shared
 from xdp_erm_py.errors import XdpErmError
@@ -493,6 +494,34 @@ def test_a_file_that_is_missing_is_no_swap(cable, monkeypatch, act):
     assert fails(act) == "/nowhere/possible cannot be read: No such file or directory"
     assert sorted(os.listdir("/proc/self/fd")) == before
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("act", [lambda: loader.attach(SENSOR, InterfaceConfig(vlan="strip")),
+                                 lambda: loader.detach(SENSOR)], ids=["attach", "detach"])
+def test_somebody_takes_the_program_off_meanwhile(cable, monkeypatch, act):
+    """Whenever its program or a map is asked for by its number. It is said, and leaves no filter behind."""
+    by_id, left, number = bpf._by_id, 0, 0
+
+    def by_id_taken_off(command, wanted):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            shell(f"ip link set dev {SENSOR} xdp off")
+            time.sleep(0.05)  # the kernel frees it some time later
+        return by_id(command, wanted)
+
+    before = link(), filters.everything(SENSOR)
+    while left <= 0:
+        number += 1
+        loader.attach(SENSOR, DEFAULT)
+        left = number
+        with monkeypatch.context() as patched:
+            patched.setattr(bpf, "_by_id", by_id_taken_off)
+            with contextlib.suppress(XdpErmError):
+                act()
+        loader.detach(SENSOR)
+        assert (link(), filters.everything(SENSOR)) == before, number
+    assert number > 5
 
 
 def test_a_changed_mode_keeps_the_counters(cable):

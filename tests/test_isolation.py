@@ -354,7 +354,8 @@ def test_their_filter_still_sees_the_hosts_own_traffic(sensor, hook):
 
 def made_up(*fields: tuple[int, int, str, str | None]) -> list[isolation._Filter]:
     """Filters of clsact: preference, handle, kind, name."""
-    return [isolation._Filter(name or kind, 7 if name else None, clsact.Filter(preference, handle, kind, name, None))
+    return [isolation._Filter(name or kind, 7 if name else None,
+                              clsact.Filter(preference, True, handle, kind, name, None))
             for preference, handle, kind, name in fields]
 
 
@@ -364,6 +365,19 @@ def test_other_kinds_of_filters_before_it_are_told_of():
     ours = made_up((2, 1, "bpf", OURS))
     assert list(map(isolation._called, isolation._before(others[:2] + ours + others[2:]))) == [
         "the filter flower of preference 1"]
+
+
+def test_a_filter_of_one_protocol_before_it(cable, monkeypatch):
+    """No other can have its preference."""
+    old_kernel(monkeypatch)
+    shell(f"tc qdisc add dev {SENSOR} clsact")
+    filters.add_clsact(SENSOR, 1, protocol=0x0800)
+    said = loader.attach(SENSOR, InterfaceConfig())
+    assert any("the filter theirs of preference 1 comes before that" in line for line in said)
+    assert places() == ([], ["theirs", OURS], True)
+    assert loader.attach(SENSOR, InterfaceConfig())[0].startswith(f"{SENSOR}: already attached")
+    loader.detach(SENSOR)
+    assert places() == ([], ["theirs"], True)
 
 
 def test_it_is_not_put_there_anew_where_it_could_come_no_sooner(monkeypatch):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
+import os
 import struct
 
 import pytest
 from shell import shell
 
 from xdp_erm_py.errors import XdpErmError
-from xdp_erm_py.kernel.links import Link, Links
-from xdp_erm_py.kernel.netlink import DUMP, Refused, Rtnetlink
+from xdp_erm_py.kernel.links import Link, Links, gone
+from xdp_erm_py.kernel.netlink import DUMP, Refused, Rtnetlink, attribute
 from xdp_erm_py.lab.cable import SENSOR_INTERFACE as SENSOR
 from xdp_erm_py.lab.cable import SWITCH_INTERFACE as SWITCH
 
@@ -128,6 +130,23 @@ def test_a_dump_that_is_always_interrupted_ends():
     with pytest.raises(Refused, match="changes all the time") as refused:
         dumped([(DONE, MULTI | INTERRUPTED, bytes(4))])
     assert refused.value.code == errno.EAGAIN
+
+
+@pytest.mark.parametrize("more, words", [(b"", os.strerror(errno.ENOMEM)), (attribute(1, b"no room\0"), "no room")])
+def test_a_dump_that_fails_on_its_way_is_no_short_one(more, words):
+    failed = [(LINK, MULTI, b"one."), (DONE, MULTI, struct.pack("=i", -errno.ENOMEM) + more)]
+    with pytest.raises(Refused, match=f"^{words}$") as refused:
+        dumped(failed)
+    assert refused.value.code == errno.ENOMEM
+
+
+def test_a_device_that_does_not_answer_has_not_gone(cable):
+    """The kernel says "no such device" of one that is being reset as well."""
+    with Links() as links:
+        link = links.find(SENSOR)
+    assert str(gone(link)) == (f"{SENSOR}: its driver does not answer: it resets the device, or that is suspended; try "
+                               "again")
+    assert "went away" in str(gone(dataclasses.replace(link, index=4095)))
 
 
 def test_links_that_cannot_be_listed(monkeypatch):

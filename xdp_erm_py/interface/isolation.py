@@ -164,7 +164,7 @@ def _filters(rtnetlink: Rtnetlink, link: Link) -> list[_Filter]:
         tcx = bpf.tcx(link.index)
     except OSError as error:
         if error.errno == errno.ENODEV:
-            raise gone(link.name) from None
+            raise gone(link) from None
         raise XdpErmError(f"{link.name}: its tcx programs cannot be read: {error.strerror}") from None
     found = []
     for program_id in tcx.programs if tcx else ():
@@ -203,9 +203,10 @@ def _stands_well(link: Link, filters: list[_Filter]) -> bool:
 
 
 def _preference(filters: list[_Filter]) -> int:
-    """The lowest that BPF filters can have: all of a preference are of one kind; among BPF filters the newest comes
-    first."""
-    others = {filter_.clsact.preference for filter_ in filters if filter_.clsact and filter_.clsact.kind != "bpf"}
+    """The lowest that our filter can have: all of a preference are of one kind and protocol; among those like ours the
+    newest comes first."""
+    others = {filter_.clsact.preference for filter_ in filters
+              if filter_.clsact and not (filter_.clsact.kind == "bpf" and filter_.clsact.all_protocols)}
     preference = 1
     while preference in others:
         preference += 1
@@ -225,7 +226,7 @@ def _attach_first(link: Link, program: int) -> None:
             return
         except OSError as error:
             if error.errno == errno.ENODEV:
-                raise gone(link.name) from None
+                raise gone(link) from None
             if error.errno != errno.ESTALE:  # somebody attached or detached just now
                 raise _failed(link, f"the kernel takes no tcx program: {error.strerror}") from None
 
@@ -305,5 +306,5 @@ def _failed(link: Link, reason: str) -> XdpErmError:
 
 def _reason(link: Link, refused: Refused) -> str:
     if refused.code == errno.ENODEV:
-        raise gone(link.name) from None
+        raise gone(link) from None
     return str(refused)

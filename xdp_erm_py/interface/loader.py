@@ -34,7 +34,7 @@ def attach(name: str, config: InterfaceConfig, force: bool = False) -> list[str]
     says otherwise or an offload that came on with the program cannot be turned off. `force` replaces another's program.
     """
     require_to_change()
-    with exclusive() as journal, Links() as links:
+    with exclusive() as journal, Links() as links, _others_taking_it_off(name):
         said, not_run = _attach_once(journal, links, name, config, force)
         if not_run and config.mode == "auto":  # then generic mode it is, without waiting for anybody to look
             more, not_run = _attach_once(journal, links, name, config, force, doubted=True)
@@ -61,10 +61,19 @@ def _attach_once(journal: Journal, links: Links, name: str, config: InterfaceCon
                 attaching.change()
             except BaseException as error:
                 attaching.change_back()
-                if isinstance(error, OSError):
+                if isinstance(error, OSError) and not isinstance(error, bpf.Gone):
                     raise XdpErmError(f"{link.name}: not attached: {error.strerror}") from error
                 raise
             return attaching.said, attaching.settle()
+
+
+@contextlib.contextmanager
+def _others_taking_it_off(name: str) -> Iterator[None]:
+    """Says so where the program that is attached at first, and its maps, are gone at once."""
+    try:
+        yield
+    except bpf.Gone:
+        raise XdpErmError(f"{name}: somebody else took the program off just now: try again") from None
 
 
 @contextlib.contextmanager
@@ -324,7 +333,7 @@ def _attach_best(links: Links, link: Link, candidates: list[Candidate], programs
 def detach(name: str) -> list[str]:
     """Takes xdp-erm off interface `name` and brings the NIC's old settings back; nothing where it is not attached."""
     require_to_change()
-    with exclusive() as journal, Links() as links:
+    with exclusive() as journal, Links() as links, _others_taking_it_off(name):
         link, mended, refused = _mend(journal, links, name)
         name = link.name
         current = attachment_of(link)

@@ -289,5 +289,5 @@ def _explained(link: Link, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENODEV:
-            raise gone(link.name) from None
+            raise gone(link) from None
         raise XdpErmError(f"{link.name}: {what}: {error.strerror}") from None

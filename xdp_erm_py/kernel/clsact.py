@@ -26,6 +26,8 @@ _TC = struct.Struct("=B3xiIII")  # family, interface, handle, parent, preference
 
 class Filter(NamedTuple):
     preference: int
+    all_protocols: bool
+    """Whether it sees frames of all protocols, as ours do."""
     handle: int
     """0: the entry that each preference has of its own"""
     kind: str
@@ -102,5 +104,5 @@ def _filters(rtnetlink: Rtnetlink, link: Link, parent: int) -> list[Filter]:
             name = text(options.get(_TCA_BPF_NAME, b""))
             if _TCA_BPF_ID in options:
                 program_id, = struct.unpack("=I", options[_TCA_BPF_ID])
-        filters.append(Filter(info >> 16, handle, kind, name, program_id))
+        filters.append(Filter(info >> 16, info & 0xFFFF == _ALL_PROTOCOLS, handle, kind, name, program_id))
     return filters

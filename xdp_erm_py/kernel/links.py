@@ -113,7 +113,7 @@ class Links:
             if _LINK.unpack_from(body)[2] == link.index:
                 counted = attributes(body[_LINK.size:])[_IFLA_STATS64]
                 return dict(zip(_STATISTICS, struct.unpack_from(f"={len(_STATISTICS)}Q", counted)))
-        raise gone(link.name)
+        raise gone(link)
 
     def addresses(self, link: Link) -> list[str]:
         """Its addresses, IPv4's first; without those that every interface has for itself in IPv6."""
@@ -158,7 +158,7 @@ class Links:
             self._rtnetlink.request(_RTM_SETLINK, 0, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, 0) + attributes)
         except Refused as refused:
             if refused.code == errno.ENODEV:
-                raise gone(link.name) from None
+                raise gone(link) from None
             raise
 
     def _bodies(self) -> list[bytes]:
@@ -171,8 +171,13 @@ class Links:
             raise XdpErmError(f"the interfaces of this network namespace cannot be listed: {refused}") from None
 
 
-def gone(name: str) -> XdpErmError:
-    return XdpErmError(f"{name}: the interface went away half-way; nothing of ours is left on it")
+def gone(link: Link) -> XdpErmError:
+    """What is to be said where the kernel says that there is no such device, as it does while a driver resets one."""
+    with Links() as links:
+        if any(each.index == link.index for each in links):
+            return XdpErmError(f"{link.name}: its driver does not answer: it resets the device, or that is suspended; "
+                               "try again")
+    return XdpErmError(f"{link.name}: the interface went away half-way; nothing of ours is left on it")
 
 
 def _link(body: bytes) -> Link:

@@ -74,13 +74,12 @@ class Rtnetlink:
                 length, answer, flags, *_ = _HEADER.unpack_from(datagram)
                 body, datagram = datagram[_HEADER.size:length], datagram[length:]
                 interrupted |= bool(flags & _DUMP_INTERRUPTED)
-                if answer == _NLMSG_DONE:
-                    return answers, interrupted
-                if answer == _NLMSG_ERROR:
+                if answer in (_NLMSG_DONE, _NLMSG_ERROR):
                     code, = struct.unpack_from("=i", body)
                     if code == 0:
                         return answers, interrupted
-                    words = attributes(body[4 + _HEADER.size:]).get(_NLMSGERR_ATTR_MSG, b"")
+                    request = _HEADER.size if answer == _NLMSG_ERROR else 0  # is repeated, its header at least
+                    words = attributes(body[4 + request:]).get(_NLMSGERR_ATTR_MSG, b"")
                     raise Refused(-code, text(words))
                 answers.append(body)
 

@@ -51,7 +51,7 @@ def _queues(root: int, link: Link) -> list[str]:
     try:
         return sorted(name for name in sysfs.names(root, f"class/net/{link.name}/queues") if name.startswith("rx-"))
     except FileNotFoundError:
-        raise gone(link.name) from None
+        raise gone(link) from None
 
 
 def _path(link: Link, queue: str) -> str:
