@@ -92,6 +92,7 @@ def test_modules(cable, monkeypatch):
 
     monkeypatch.setattr(compiler, "_clang", missing)
     says("modules", PROBLEM, "bcc is missing", "install python3-bpfcc")
+    says("modules", PROBLEM, "websockets is missing: install python3-websockets")
 
 
 def test_configuration(cable):

@@ -187,10 +187,10 @@ def rights() -> Iterator[Result]:
 
 
 def modules() -> Iterator[Result]:
-    yield Result(OK, compiler.bcc_version())
     for name, package in PACKAGES.items():
         if importlib.util.find_spec(name) is None:
             yield Result(PROBLEM, f"the Python module {name} is missing: install {package}")
+    yield Result(OK, compiler.bcc_version())  # last, as it ends this where there is no bcc
 
 
 def publisher() -> Iterator[Result]:
