@@ -205,6 +205,31 @@ def test_one_of_several_workers_stops_and_starts(stopped):
     assert cluster.machine.shell(f"ethtool -k {SENSOR}") == features
 
 
+def test_a_crashed_worker_is_not_the_last_to_stop(stopped):
+    """cron starts it again, without the hooks that attach and start a publisher."""
+    cluster = stopped
+    cluster.configure(xdp_erm_detach_on_stop="1")
+    cluster.zeekctl("deploy")
+    attached, publisher = cluster.status(), cluster.publisher()
+    cluster.machine.run("pkill", "-KILL", "-f", "zeek .*worker-1 ")
+    assert re.search("^worker-1 .* crashed", cluster.zeekctl("status", status=None), re.MULTILINE)
+    cluster.zeekctl("stop", "worker-2", "worker-3", "worker-4")
+    assert (cluster.status(), cluster.publisher()) == (attached, publisher)
+    cluster.zeekctl("cron")
+    assert cluster.running() == ["manager", "proxy-1", "worker-1"]
+    assert f"{SENSOR}: detached" in cluster.zeekctl("stop", "worker-1")
+    assert (cluster.status(), cluster.publisher()) == ([], None)
+
+
+def test_a_start_of_what_runs_brings_the_publisher_back(stopped):
+    cluster = stopped
+    cluster.zeekctl("deploy")
+    before = cluster.publisher()
+    cluster.machine.run("kill", "-KILL", str(before))
+    cluster.zeekctl("start")
+    assert cluster.publisher() not in (None, before)
+
+
 def test_cron_mends_and_reports(stopped):
     cluster = stopped
     cluster.zeekctl("deploy")
@@ -410,6 +435,26 @@ def test_a_wrong_value_stops_a_deploy_before_zeek_is_stopped(stopped):
     assert cluster.status() == attached
 
 
+@pytest.mark.parametrize("helper, reason", [
+    ("#!/bin/sh\necho xdp-erm: a module is missing >&2; exit 1\n", "xdp-erm: a module is missing"),
+    ("#!/nowhere/python3\n", "xdp-erm.pyz, which needs /usr/bin/python3, does not run here: No such file or directory"),
+])
+def test_a_manager_that_cannot_check_the_settings_says_so_once(cluster, helper, reason):
+    """Only workers' hosts need what the helper needs."""
+    file = next((cluster.prefix / "lib").glob("zeek/plugins/packages/xdp-erm/xdp-erm.pyz"))
+    sound = file.read_bytes()
+    cluster.configure(nodes() + section("more", "worker", interface="af_packet::mon9"))
+    try:
+        file.write_text(helper)
+        said = cluster.zeekctl("install")
+        line, = (line for line in said.splitlines() if "xdp" in line)
+        assert line.startswith("error: xdp_erm: settings are not checked here, only where they are used: ")
+        assert line.endswith(reason)
+    finally:
+        file.write_bytes(sound)
+        cluster.configure()
+
+
 def test_an_unknown_option_is_named(cluster):
     cluster.configure(xdp_erm_atach="0")
     assert cluster.zeekctl("install", status=1).startswith(
@@ -567,6 +612,23 @@ def test_a_helper_that_is_roots_own(stopped):
     assert "as this package is (xdp-erm 0.0.1): run" in said
 
 
+def test_what_is_complained_of_beside_an_answer(stopped):
+    """As by sudo on a host that cannot resolve its own name, or by a shell for which there is no such locale."""
+    cluster = stopped
+    cluster.machine.shell("printf '#!/bin/sh\\necho unable to resolve host >&2\\n"
+                          f"exec {ZEEK}/lib/zeek/plugins/packages/xdp-erm/xdp-erm.pyz \"$@\"\\n' >/run/complains && "
+                          "chmod +x /run/complains")
+    cluster.configure(xdp_erm_helper="/run/complains")
+    assert "should be" not in cluster.zeekctl("deploy")
+    assert cluster.publisher()
+    assert [row["Publisher"] for row in table(cluster.zeekctl("xdp_erm.status"))] == ["running"]
+    assert [row["decapsulated"] for row in table(cluster.zeekctl("xdp_erm.stats"))] == ["0"]
+    cluster.machine.run("ip", "link", "set", "dev", SENSOR, "xdp", "off")
+    assert f"{SENSOR}: xdp-erm was no longer attached, and is again:" in cluster.zeekctl("cron")
+    cluster.zeekctl("stop")
+    assert cluster.publisher() is None
+
+
 def test_an_interface_that_is_gone_is_forgotten(stopped):
     cluster = stopped
     cluster.machine.shell("ip link add mon9 up type veth peer name peer9")
@@ -616,8 +678,10 @@ def test_commands_by_node(stopped):
         f"Error: 127.0.0.1: xdp-erm: {SENSOR}: xdp-erm is not attached; `xdp-erm attach {SENSOR}` does it\n")
     said = cluster.zeekctl("xdp_erm.doctor", status=1)
     assert f"\n127.0.0.1: problem  {SENSOR}: xdp-erm is not attached: `xdp-erm attach {SENSOR}`\n" in said
+    assert said.splitlines()[-1].startswith("Attach by `zeekctl xdp_erm.attach` (")
     cluster.zeekctl("xdp_erm.attach", "worker-1")
     said = cluster.zeekctl("xdp_erm.doctor")
+    assert "Attach by" not in said
     assert said.startswith("127.0.0.1: ok       host: Linux ")
     assert said.count(f" {SENSOR}: xdp-erm is attached (native, program ") == 1  # for all its workers
     cluster.send(TRAFFIC[:100])
@@ -628,6 +692,22 @@ def test_commands_by_node(stopped):
     attached, = cluster.status()
     assert (row["XDP"], row["Program"], row["Attached since"]) == (
         "native", str(attached["program_id"]), attached["attached_at"])
+
+
+def test_doctor_reads_the_files_that_count(stopped):
+    cluster = stopped
+    cluster.machine.shell("echo 'defaults: {depth: 9}' >/run/more.yaml; "
+                          "ip link add mon9 up type veth peer name peer9; ip link set peer9 up")
+    try:
+        cluster.configure(nodes() + section("more", "worker", interface="af_packet::mon9",
+                                            **{"xdp_erm.config": "/run/more.yaml"}), xdp_erm_config="/run/none.yaml")
+        said = cluster.zeekctl("xdp_erm.doctor", status=1)
+        assert [line for line in said.splitlines() if ".yaml" in line] == [
+            "127.0.0.1: problem  host: /run/none.yaml: no such file",
+            "127.0.0.1: problem  host: /run/more.yaml:1: depth: 9 is not a depth (1 to 3)"]
+        assert [said.count(f"{name}: xdp-erm is not attached") for name in (SENSOR, "mon9")] == [1, 1]
+    finally:
+        cluster.machine.run("ip", "link", "delete", "mon9")
 
 
 SSH = """#!/bin/sh

@@ -114,6 +114,11 @@ class Outcome(NamedTuple):
 
     success: bool
     output: str
+    """What it wrote to stdout, and after that what it, sudo or the shell wrote to stderr."""
+
+    @property
+    def lines(self) -> list[str]:
+        return self.output.splitlines()
 
 
 class Host(NamedTuple):
@@ -142,6 +147,7 @@ def guarded(hook: Callable[..., Any]) -> Callable[..., Any]:
 class XdpErm(ZeekControl.plugin.Plugin):
     def __init__(self) -> None:
         super().__init__(apiversion=1)
+        self._starting: list[Any] = []
 
     def name(self) -> str:
         return "xdp_erm"
@@ -204,6 +210,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
     @guarded
     def cmd_start_pre(self, nodes: list[Any]) -> list[Any]:
         """Attaches. Returns the nodes to start; those that run already are not touched by being left out."""
+        self._starting = nodes
         if self._mistakes():  # said when zeekctl started
             self.error("xdp_erm: neither attached nor detached anything: correct zeekctl.cfg or node.cfg first")
             return nodes
@@ -223,9 +230,9 @@ class XdpErm(ZeekControl.plugin.Plugin):
 
     @guarded
     def cmd_start_post(self, results: list[tuple[Any, ...]]) -> None:
-        """Starts the publishers, now that there is a Zeek to report to."""
+        """Starts the publishers, now that there is a Zeek to report to; `results` lack those that ran already."""
         if self.getOption("publish") is True:
-            captures = self._captures(node for node, success, *_ in results if success)
+            captures = self._captures(node for node in self._starting if node.getPID())
             self._report(self._start_publishers(capture.node for capture in captures if capture.wanted))
 
     @guarded
@@ -233,7 +240,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
         """Stops a host's publisher along with its last worker; before it, so that Zeek still gets the last report."""
         stopping = {node.name for node in nodes}
         staying = {node.addr for capture in self._captures() for node in capture.nodes
-                   if node.name not in stopping and node.getPID()}
+                   if node.name not in stopping and _runs(node)}
         captures = self._captures(nodes)
         self._report(self._stop_publishers(capture.node for capture in captures if capture.node.addr not in staying))
 
@@ -243,7 +250,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
         if self.getOption("detach_on_stop") is True:
             attached = self._remembered("attached")
             self._detach([capture for capture in self._captures(node for node, *_ in results)
-                          if capture.key in attached and not any(node.getPID() for node in capture.nodes)])
+                          if capture.key in attached and not any(map(_runs, capture.nodes))])
 
     @guarded
     def cmd_cron_pre(self, argument: str, watch: bool) -> None:
@@ -327,7 +334,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
         rows = []
         for capture, outcome in zip(captures, outcomes):
             if outcome.success:
-                counters = json.loads(outcome.output)["interfaces"][0]["counters"]
+                counters = json.loads(outcome.lines[0])["interfaces"][0]["counters"]
                 rows += [] if rows else [("Host", "Interface", *counters)]
                 rows.append((capture.node.host, capture.interface,
                              *(str(counter["packets"]) for counter in counters.values())))
@@ -342,13 +349,22 @@ class XdpErm(ZeekControl.plugin.Plugin):
         stale = self._stale(nodes)
         for problem in stale:
             cmdout.error(problem)
+        groups: dict[tuple[str, str], list[Capture]] = {}  # it reads one file at a time
+        for capture in captures:
+            groups.setdefault((capture.node.addr, self._setting(capture.node, "config")), []).append(capture)
         outcomes = self._run([
-            (node, self._privileged("doctor", "--", *(capture.interface for capture in captures
-                                                      if capture.node.addr == node.addr)))
-            for node in nodes])
-        for node, outcome in zip(nodes, outcomes):
-            for line in (*outcome.output.splitlines(), *self._shared_fanout_ids(node)):
+            (group[0].node, self._privileged("doctor", *_config_option(config), "--",
+                                             *(capture.interface for capture in group)))
+            for (_, config), group in groups.items()])
+        for group, outcome in zip(groups.values(), outcomes):
+            for line in outcome.lines:
+                cmdout.info(f"{group[0].node.host}: {line}")
+        for node in nodes:
+            for line in self._shared_fanout_ids(node):
                 cmdout.info(f"{node.host}: {line}")
+        if any("`xdp-erm attach " in outcome.output for outcome in outcomes):
+            cmdout.info("Attach by `zeekctl xdp_erm.attach` (--set-mtu: xdp_erm.set_mtu = 1, --mode: xdp_erm.mode), as "
+                        "`xdp-erm attach` on a host goes by that host's file alone")
         return not stale and all(outcome.success for outcome in outcomes)
 
     def _shared_fanout_ids(self, node: Any) -> Iterable[str]:
@@ -388,8 +404,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
         return [capture for capture in captures.values() if any(node.name in names for node in capture.nodes)]
 
     def _arguments(self, node: Any) -> list[str]:
-        config = self._setting(node, "config")
-        arguments = [f"--config={config}"] if config else []
+        arguments = _config_option(self._setting(node, "config"))
         for name, setting in SETTINGS.items():
             value = self._setting(node, name)
             if setting.metavar is None:
@@ -445,12 +460,16 @@ class XdpErm(ZeekControl.plugin.Plugin):
 
     def _refused_settings(self) -> bool:
         """Has the helper check the settings on this host, and reports what it refuses."""
-        refused = False
+        refused, unchecked = False, ""
         for capture in self._captures():
             # The configuration file is on the workers' hosts. The last one counts.
             command = [HELPER, "config", *capture.arguments, "--config=/dev/null", "--", capture.interface]
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60,
-                                  check=False)
+            try:
+                done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60,
+                                      check=False)
+            except OSError as error:
+                unchecked = f"{HELPER}, which needs /usr/bin/python3, does not run here: {error.strerror}"
+                break
             if done.returncode == 2:
                 refused = True
                 problem = done.stderr.strip().splitlines()[-1].replace("xdp-erm config: error: ", "")
@@ -459,7 +478,9 @@ class XdpErm(ZeekControl.plugin.Plugin):
                     problem = problem.replace(f"argument {setting.option}:", f"xdp_erm.{name}:")
                 self.error(f"{capture.node.name}: {problem}")
             elif done.returncode != 0:
-                self.error(f"xdp_erm: settings are not checked: {done.stderr.strip()}")
+                unchecked = done.stderr.strip()
+        if unchecked:
+            self.error(f"xdp_erm: settings are not checked here, only where they are used: {unchecked}")
         return refused
 
     # The hosts
@@ -479,7 +500,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
         command = shlex.join(["install", "-m", "755", HELPER, helper])
         return [f"{node.host}: {helper} should be {version}, as this package is ({outcome.output}): run there, as "
                 f"root, `{command}`"
-                for node, outcome in zip(nodes, outcomes) if outcome != (True, version)]
+                for node, outcome in zip(nodes, outcomes) if not outcome.success or outcome.lines[:1] != [version]]
 
     def _run(self, commands: list[tuple[Any, str]]) -> list[Outcome]:
         """Runs commands on the nodes' hosts at the same time, one for each node; their outcomes in the same order."""
@@ -550,14 +571,15 @@ class XdpErm(ZeekControl.plugin.Plugin):
         log = shlex.quote(os.path.join(self.getGlobalOption("SpoolDir"), "xdp-erm-publish.log"))
         # zeekctl would wait for a process that has its streams. zeek-config in PATH tells where Broker's bindings are.
         running = self._privileged("publish", "--running")
-        script = (f'said=$({running}) && echo "$said" && exit 0\n'  # somebody's, which it names
+        script = (f'said=$({running} 2>/dev/null) && echo "$said" && exit 0\n'  # somebody's, which it names
                   f"export PATH={shlex.quote(self.getGlobalOption('BinDir'))}:$PATH\n"
                   f"setsid {self._privileged('publish', *arguments)} </dev/null >{log} 2>&1 &\n"
                   "for look in $(seq 25); do\n"
-                  f"  sleep 0.2; {running} >/dev/null && exit 0; [ -d /proc/$! ] || break\n"
+                  f"  sleep 0.2; {running} >/dev/null 2>&1 && echo ours && exit 0; [ -d /proc/$! ] || break\n"
                   f"done; tail -n 1 {log}; exit 1")
         outcomes = self._run([(node, script) for node in nodes])
-        ours = {node.addr for node, outcome in zip(nodes, outcomes) if not outcome.success or not outcome.output}
+        ours = {node.addr for node, outcome in zip(nodes, outcomes)
+                if not outcome.success or outcome.lines[:1] == ["ours"]}
         self._remember("publishing", self._remembered("publishing") | ours)
         return [f"{node.host}: xdp-erm's publisher does not start: {outcome.output}"
                 for node, outcome in zip(nodes, outcomes) if not outcome.success]
@@ -582,7 +604,7 @@ class XdpErm(ZeekControl.plugin.Plugin):
         hosts = {}
         for node, outcome in zip(nodes, self._run([(node, script) for node in nodes])):
             if outcome.success:
-                status, publishing = map(json.loads, outcome.output.splitlines())
+                status, publishing = map(json.loads, outcome.lines[:2])
                 interfaces = {name: found for found in status["interfaces"]
                               for name in (found["name"], *found["other_names"])}
                 hosts[node.addr] = Host(interfaces, publishing)
@@ -613,6 +635,11 @@ def _uses_af_packet(node: Any) -> bool:
         node.interface.startswith("af_packet::") or node.lb_method == "af_packet")
 
 
+def _runs(node: Any) -> bool:
+    """Also one that crashed, which `zeekctl cron` starts again without the hooks here."""
+    return bool(node.getPID() or node.getExpectRunning())
+
+
 def _fanout_id(node: Any) -> str:
     """Of the group that the worker joins; empty: of none. Where there is no lb_procs, zeekctl heeds neither key."""
     keys = ("af_packet_enable_fanout", "af_packet_fanout_id")
@@ -633,6 +660,10 @@ def _typed(name: str, text: str) -> Any:
     if kind is bool:
         return _BOOLEANS.get(text.lower(), text)
     return int(text) if kind is int and re.fullmatch("[0-9]{1,9}", text) else text
+
+
+def _config_option(file: str) -> list[str]:
+    return [f"--config={file}"] if file else []
 
 
 def _lost(interface: dict[str, Any] | None) -> str | None:
