@@ -112,6 +112,7 @@ VARIANTS = {
     "GENEVE, IPv4": ("geneve", over_udp(6081, "0000 0800 00000a00", PING), ETHER / PING, 10),
     "GENEVE, IPv6": ("geneve", over_udp(6081, "0000 86dd 00000a00", IPv6() / UDP()), ETHER / IPv6() / UDP(), 10),
     "TZSP": ("tzsp", over_udp(37008, "0100 0001 01", TAGGED), TAGGED, 5),
+    "TZSP, to be sent": ("tzsp", over_udp(37008, "0101 0001 01", TAGGED), TAGGED, 5),
     "TZSP with fields": ("tzsp", over_udp(37008, "0100 0001 00 0a 01 07 01", INNER), INNER, 5),
 }
 each_variant = pytest.mark.parametrize("kind, sent, left, session", VARIANTS.values(), ids=VARIANTS)
@@ -195,6 +196,8 @@ def test_ipv6_around(program, kind, sent, left, session):
     "GENEVE of others": (over_udp(6081, "0000 8847 00000a00", INNER), "other"),
     "TZSP, version 2": (over_udp(37008, "0200 0001 01", INNER), "malformed"),
     "TZSP keepalive": (over_udp(37008, "0104 0000 01", b""), "other"),
+    "TZSP, configuration": (over_udp(37008, "0103 0001 01", INNER), "other"),
+    "TZSP, a reserved type": (over_udp(37008, "0102 0001 01", INNER), "other"),
     "TZSP of 802.11": (over_udp(37008, "0100 0012 01", INNER), "other"),
     "TZSP, fields without an end": (over_udp(37008, "0100 0001", b"\0" * 200), "malformed"),
     "TZSP, a field beyond the end": (over_udp(37008, "0100 0001 0a ff", bytes(100)), "truncated"),

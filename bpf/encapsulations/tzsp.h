@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * TZSP, of MikroTik: UDP, 4 bytes, tagged fields up to one that ends them, the mirrored Ethernet frame with its tag. The
- * session is the UDP source port (network byte order). Only received packets have a frame.
+ * session is the UDP source port (network byte order). Received packets have a frame, and those to be sent, as which some
+ * senders mark what they mirror.
  */
 
 struct tzsp {
@@ -12,6 +13,7 @@ struct tzsp {
 
 #define TZSP_VERSION 1
 #define TZSP_RECEIVED 0
+#define TZSP_TO_BE_SENT 1
 #define TZSP_ETHERNET 1
 #define TZSP_PADDING 0
 #define TZSP_END 1
@@ -24,7 +26,8 @@ static __always_inline enum verdict take_tzsp(struct cursor *cursor, struct udp 
 		return VERDICT_TRUNCATED;
 	if (tzsp->version != TZSP_VERSION)
 		return VERDICT_MALFORMED;
-	if (tzsp->type != TZSP_RECEIVED || tzsp->encapsulation != bpf_htons(TZSP_ETHERNET))
+	if ((tzsp->type != TZSP_RECEIVED && tzsp->type != TZSP_TO_BE_SENT) ||
+	    tzsp->encapsulation != bpf_htons(TZSP_ETHERNET))
 		return VERDICT_OTHER;
 	wrapping->session = udp->source;
 #pragma unroll

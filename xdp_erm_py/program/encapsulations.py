@@ -226,7 +226,7 @@ def _unwrap_tzsp(payload: bytes) -> Header:
     version, kind, encapsulation = struct.unpack("!BBH", take(payload, 4))
     if version != 1:
         raise Untouched("malformed")
-    if kind != 0 or encapsulation != 1:  # not a received packet, or not Ethernet
+    if kind not in (0, 1) or encapsulation != 1:  # neither a received packet nor one to be sent, or not Ethernet
         raise Untouched("other")
     length = 4
     for _ in range(shared.MAX_TZSP_FIELDS):
