@@ -62,9 +62,11 @@ struct ipv6 {
 	__be32 destination[4];
 };
 
-struct ipv6_fragment {
+/* As all of them begin but ESP, which hides what comes next. */
+struct ipv6_extension {
 	u8 next_header;
-	u8 unused[7];
+	u8 length;		/* of destination options: what follows, in 8 bytes */
+	u8 unused[6];
 };
 
 struct icmp {

@@ -69,7 +69,7 @@ enum verdict {
 	VERDICT_FRAGMENT,	/* the first fragment of a mirror's packet: XDP cannot reassemble */
 	VERDICT_TRUNCATED,	/* the bytes end before what the headers promise or need */
 	VERDICT_MALFORMED,	/* header fields that contradict each other */
-	VERDICT_EXTENSION,	/* IPv6 with an extension header before UDP or GRE: not looked into */
+	VERDICT_EXTENSION,	/* IPv6 with an extension header before UDP or GRE, but an encapsulation limit: not looked into */
 	VERDICT_FOREIGN_SOURCE,	/* mirrored by a source that is not on the allow list */
 	VERDICT_FOREIGN_TARGET,	/* mirrored to a target that is not on the allow list */
 	VERDICT_FAILED,		/* a kernel helper refused */

@@ -230,29 +230,34 @@ static __always_inline bool is_extension(u8 protocol)
 static __always_inline enum verdict take_ipv6(struct cursor *cursor, struct outer *outer)
 {
 	struct ipv6 *ip = take(cursor, sizeof(*ip));
+	struct ipv6_extension *extension;
 
 	if (!ip)
 		return VERDICT_TRUNCATED;
 	if (bpf_ntohl(ip->version_class_flow) >> 28 != 6)
 		return VERDICT_MALFORMED;
-	if (is_extension(ip->next_header)) {
-		/* Each begins with what comes next. No mirror is known to send any. */
-		u8 *next = take(cursor, sizeof(*next));
-
-		if (!next)
+	outer->protocol = ip->next_header;
+	outer->length = bpf_ntohs(ip->payload_length);
+	outer->missing = outer->length - cursor->left;
+	if (is_extension(outer->protocol)) {
+		extension = take(cursor, sizeof(*extension));
+		if (!extension)
 			return VERDICT_TRUNCATED;
-		return is_carrier(*next) || is_extension(*next) ? VERDICT_EXTENSION : VERDICT_OTHER;
+		/* Linux's tunnels send one by default, with the encapsulation limit (RFC 2473) for the destination. */
+		if (is_extension(extension->next_header) ||
+		    (is_carrier(extension->next_header) &&
+		     (outer->protocol != PROTOCOL_DESTINATION || extension->length)))
+			return VERDICT_EXTENSION;
+		outer->protocol = extension->next_header;
+		outer->length -= sizeof(*extension);
 	}
-	if (!is_carrier(ip->next_header))
+	if (!is_carrier(outer->protocol))
 		return VERDICT_OTHER;
 
 	__builtin_memcpy(&outer->source, ip->source, sizeof(outer->source));
 	__builtin_memcpy(&outer->destination, ip->destination, sizeof(outer->destination));
-	outer->protocol = ip->next_header;
 	outer->ipv4 = false;
 	outer->fragment = 0;
-	outer->length = bpf_ntohs(ip->payload_length);
-	outer->missing = outer->length - cursor->left;
 	return VERDICT_DECAPSULATED;
 }
 #endif
@@ -502,7 +507,7 @@ static __always_inline bool take_flow(struct cursor *packet, int ethertype, stru
 	}
 	if (ethertype == ETHERTYPE_IPV6) {
 		struct ipv6 *ip = take(packet, sizeof(*ip));
-		struct ipv6_fragment *fragment;
+		struct ipv6_extension *fragment;
 
 		if (!ip)
 			return false;

@@ -131,7 +131,7 @@ export {
 		truncated: Counter &log;
 		## Header fields contradict each other.
 		malformed: Counter &log;
-		## IPv6 with an extension header before UDP or GRE, which is not looked into.
+		## IPv6 with an extension header before UDP or GRE, but an encapsulation limit, which is not looked into.
 		extension: Counter &log;
 		## The outer source is not on the allow list.
 		foreign_source: Counter &log;

@@ -162,12 +162,31 @@ def test_ipv6_around(program, kind, sent, left, session):
         check(program, ALL, around, "other")
         return
     check(program, ALL, around, left=left, session=Session("2001:db8::1", session, kind))
+    limit = text("0401 0401 0100")  # the encapsulation limit, and padding
+    with_limit = over_ipv6(bytes([protocol, 0]) + limit + carried, 60)
+    check(program, ALL, with_limit, left=left, session=Session("2001:db8::1", session, kind))
     for extension in (0, 43, 44, 51, 60):
-        check(program, ALL, over_ipv6(bytes([protocol, 0]) + bytes(6) + carried, extension), "extension")
-        check(program, ALL, over_ipv6(bytes([extension, 0]) + bytes(6) + carried, extension), "extension")
-        check(program, ALL, over_ipv6(bytes([58, 0]) + bytes(6) + carried, extension), "other")
-    for length in range(14, len(around)):
-        check(program, ALL, around[:length], "truncated")
+        if extension != 60:
+            check(program, ALL, over_ipv6(bytes([protocol, 0]) + limit + carried, extension), "extension")
+        check(program, ALL, over_ipv6(bytes([protocol, 1]) + limit + bytes(8) + carried, extension), "extension")
+        check(program, ALL, over_ipv6(bytes([extension, 0]) + limit + carried, extension), "extension")
+        check(program, ALL, over_ipv6(bytes([58, 0]) + limit + carried, extension), "other")
+    for sent in (around, with_limit):
+        for length in range(14, len(sent)):
+            check(program, ALL, sent[:length], "truncated")
+
+
+@pytest.mark.parametrize("length", range(20))
+def test_a_payload_length_within_the_encapsulation_limit_or_udp(program, length):
+    sent = bytearray(over_ipv6(text("1100 0401 0401 0100") + over_udp(4789, "08000000 00000100", INNER)[34:], 60))
+    sent[18:20] = struct.pack("!H", length)
+    check(program, ALL, sent, "malformed")
+
+
+def test_levels_within_come_with_an_encapsulation_limit_too(program):
+    within = over_ipv6(text("2f00 0401 0401 0100 0000 6558") + bytes(INNER), 60)
+    check(program, DEEP, over_udp(4789, "08000000 00000100", within), left=INNER, notes=["nested"])
+    check(program, STRIP, over_udp(4789, "08000000 00000100", within), left=within, notes=["nested_refused"])
 
 
 @pytest.mark.parametrize("sent, verdict", {
@@ -440,6 +459,8 @@ def test_unwrap_is_the_inverse_of_wrap(kind):
 def test_the_mtu_is_that_of_the_longest():
     assert [least_mtu((kind,), ()) for kind in shared.ENCAPSULATIONS] == [1554, 1566, 1554, 1554, 1806, 1551]
     assert least_mtu(("erm", "vxlan", "erspan"), ()) == 1566
+    assert [least_mtu((kind,), ("192.0.2.9", "2001:db8::9")) for kind in shared.ENCAPSULATIONS] == [
+        1554, 1594, 1582, 1582, 1834, 1551]
 
 
 def test_nothing_else_is_taken_by_default():

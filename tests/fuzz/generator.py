@@ -151,8 +151,9 @@ class Generator:
 
     def _ipv6(self, protocol: int, payload: bytes) -> bytes:
         if self._one_in(20):
-            payload = bytes((self._pick((protocol, 58, *EXTENSIONS)), 0)) + bytes(6) + payload
-            protocol = self._pick(EXTENSIONS)
+            # Every third with an encapsulation limit.
+            payload = bytes((self._pick((*[protocol] * 6, 58, *EXTENSIONS)), self._one_in(8))) + bytes(6) + payload
+            protocol = self._pick((*[60] * 5, *EXTENSIONS))
         source = self._pick(SOURCES_6) if self._one_in(3) else SOURCES_6[0]
         return struct.pack(
             "!BBHHBB16s16s", self._pick(EDGES) if self._one_in(60) else 0x60, 0, 0, self._near(len(payload)),

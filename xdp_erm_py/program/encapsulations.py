@@ -15,7 +15,7 @@ from .. import shared
 from ..settings import DEFAULTS, IPV4_ONLY, PORTS
 
 MAC_PAIR_LEN = 12
-_IPV6_MORE = 20  # bytes of an IPv6 header, above those of an IPv4 header
+_IPV6_MORE = 28  # bytes of an IPv6 header with an encapsulation limit, above those of an IPv4 header
 ETHERTYPE_IPV4 = 0x0800
 ETHERTYPE_IPV6 = 0x86DD
 ETHERTYPE_8021Q = 0x8100

@@ -38,8 +38,10 @@ MAX_VLAN_TAGS = 2
 PROTOCOL_UDP = 17
 PROTOCOL_GRE = 47
 TRANSPORTS = {PROTOCOL_UDP: "udp", PROTOCOL_GRE: "gre"}
-# Hop-by-hop options, routing, fragment, authentication, destination options.
+# Hop-by-hop options, routing, fragment, authentication, destination options. Each has 8 bytes at least.
 EXTENSIONS = (0, 43, 44, 51, 60)
+DESTINATION_OPTIONS = 60
+EXTENSION_LEN = 8
 
 
 class Session(NamedTuple):
@@ -218,14 +220,19 @@ def _parse_ipv6(frame: bytes, ip: int, carriers: list[int]) -> Outer:
     if frame[ip] >> 4 != 6:
         raise Untouched("malformed")
     length, protocol, _, source, target = struct.unpack_from("!HBB16s16s", frame, ip + 4)
+    payload = ip + IPV6_LEN
     if protocol in EXTENSIONS:
-        if len(frame) - ip == IPV6_LEN:
+        if len(frame) - payload < EXTENSION_LEN:
             raise Untouched("truncated")
-        following = frame[ip + IPV6_LEN]
-        raise Untouched("extension" if following in carriers or following in EXTENSIONS else "other")
+        following, more = frame[payload], frame[payload + 1]
+        # As Linux's tunnels send by default, for the encapsulation limit (RFC 2473).
+        is_limit = protocol == DESTINATION_OPTIONS and more == 0
+        if following in EXTENSIONS or (following in carriers and not is_limit):
+            raise Untouched("extension")
+        protocol, payload, length = following, payload + EXTENSION_LEN, length - EXTENSION_LEN
     if protocol not in carriers:
         raise Untouched("other")
-    return Outer(address_of(source), address_of(target), protocol, ip + IPV6_LEN, length, False, False)
+    return Outer(address_of(source), address_of(target), protocol, payload, length, False, False)
 
 
 def _carried(frame: bytes, outer: Outer, config: InterfaceConfig, wanted: list[Encapsulation]) -> Encapsulation:
