@@ -75,7 +75,7 @@ function publisher_silent(reporting: table[string, string] of time, host: string
 	                    $msg=fmt("No xdp-erm report for %s on %s for %s: check there that \"xdp-erm publish\" runs " +
 	                             "(zeekctl cron restarts it) and what it says",
 	                             iface, host, publisher_silence),
-	                    $identifier=cat(host, iface), $suppress_for=suppression));
+	                    $identifier=cat_sep(" ", "", host, iface), $suppress_for=suppression));
 	return 0sec;
 	}
 
@@ -97,7 +97,8 @@ function session_silent(busy: table[string, string, string, addr, count] of time
 		                    $msg=fmt("Switch %s sent nothing in mirror session %s to %s on %s for %s: check on the " +
 		                             "switch that the session is not suspended, and that %s still answers its ARP requests",
 		                             source, session_name(encapsulation, id), iface, host, session_silence, host),
-		                    $identifier=cat(host, iface, encapsulation, source, id), $suppress_for=suppression));
+		                    $identifier=cat_sep(" ", "", host, iface, encapsulation, source, id),
+		                    $suppress_for=suppression));
 	return 0sec;
 	}
 
@@ -167,7 +168,7 @@ function check_whether_it_runs(r: Report)
 		                    $msg=fmt("The XDP program on %s of %s has seen none of the last %d packets: the driver does " +
 		                             "not run it; \"xdp-erm doctor %s\" says there what to do",
 		                             r$interface, r$host, r$others["received"], r$interface),
-		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+		                    $identifier=cat_sep(" ", "", r$host, r$interface), $suppress_for=suppression));
 	}
 
 hook reported(r: Report)
@@ -192,7 +193,7 @@ hook reported(r: Report)
 			                             "where on the way they are dropped (a full link, the mirror's rate on the switch)",
 			                             s$gaps, s$packets + s$gaps, s$source, session_name(s$encapsulation, s$id),
 			                             r$interface, r$host),
-			                    $identifier=cat(r$host, r$interface, s$encapsulation, s$source, s$id),
+			                    $identifier=cat_sep(" ", "", r$host, r$interface, s$encapsulation, s$source, s$id),
 			                    $suppress_for=suppression));
 		}
 
@@ -205,7 +206,7 @@ hook reported(r: Report)
 		                    $msg=fmt("%.1f malformed or truncated packets a second on %s of %s: check the MTU along the " +
 		                             "path (ERM: 1554 or more) and who sends them",
 		                             malformed, r$interface, r$host),
-		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+		                    $identifier=cat_sep(" ", "", r$host, r$interface), $suppress_for=suppression));
 
 	local foreign = rate(counted(r$verdicts, "foreign_source")$packets +
 	                     counted(r$verdicts, "foreign_target")$packets, r);
@@ -215,7 +216,7 @@ hook reported(r: Report)
 		                            $msg=fmt("%.1f mirror packets a second on %s of %s come from or go to addresses that " +
 		                                     "are not configured: add the switch to sources, or find out who sends them",
 		                                     foreign, r$interface, r$host),
-		                            $identifier=cat(r$host, r$interface), $suppress_for=suppression);
+		                            $identifier=cat_sep(" ", "", r$host, r$interface), $suppress_for=suppression);
 		if ( senders != "" )
 			notice$sub = senders;
 		NOTICE(notice);
@@ -229,14 +230,14 @@ hook reported(r: Report)
 		                             "switch of yours sends them, add it to sources and set depth; else find the host " +
 		                             "in tunnel.log that hides its traffic so",
 		                             r$interface, r$host, nested, refused),
-		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+		                    $identifier=cat_sep(" ", "", r$host, r$interface), $suppress_for=suppression));
 
 	if ( "leaked" in r$others && r$others["leaked"] > 0 )
 		NOTICE(Notice::Info($note=Not_Isolated,
 		                    $msg=fmt("At least %d mirrored frames on %s have reached the network stack of %s itself, which " +
 		                             "may answer them: \"xdp-erm doctor %s\" says there why",
 		                             r$others["leaked"], r$interface, r$host, r$interface),
-		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+		                    $identifier=cat_sep(" ", "", r$host, r$interface), $suppress_for=suppression));
 
 	if ( "outer_tagged" in r$others && r$others["outer_tagged"] > 0 )
 		NOTICE(Notice::Info($note=Outer_Tagged,
@@ -244,7 +245,7 @@ hook reported(r: Report)
 		                             "the frame: of a bridge or bond, attach to the part that they come in on; of a " +
 		                             "veth, turn off txvlan of its other end",
 		                             r$others["outer_tagged"], r$interface, r$host),
-		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+		                    $identifier=cat_sep(" ", "", r$host, r$interface), $suppress_for=suppression));
 
 	local cut = counted(r$notes, "inner_truncated")$packets;
 	local decapsulated = counted(r$verdicts, "decapsulated")$packets;
@@ -253,7 +254,7 @@ hook reported(r: Report)
 		                    $msg=fmt("%d of %d mirrored frames on %s of %s are cut: raise the MTU along the path " +
 		                             "(ERM: 1554 or more) and take \"truncation\" off the mirror session",
 		                             cut, decapsulated, r$interface, r$host),
-		                    $identifier=cat(r$host, r$interface), $suppress_for=suppression));
+		                    $identifier=cat_sep(" ", "", r$host, r$interface), $suppress_for=suppression));
 	}
 
 hook program_detached(ts: time, host: string, interface: string, present: bool)
@@ -263,7 +264,7 @@ hook program_detached(ts: time, host: string, interface: string, present: bool)
 	local what = present ? fmt("run \"xdp-erm attach %s\" there", interface) : "the interface itself is gone";
 	NOTICE(Notice::Info($note=Program_Detached,
 	                    $msg=fmt("The XDP program is no longer attached to %s of %s: %s", interface, host, what),
-	                    $identifier=cat(host, interface), $suppress_for=suppression));
+	                    $identifier=cat_sep(" ", "", host, interface), $suppress_for=suppression));
 	}
 
 event undecapsulated(start: time, host: string, iface: string, encapsulation: string, session: count, id: conn_id)
@@ -281,7 +282,8 @@ event undecapsulated(start: time, host: string, iface: string, encapsulation: st
 	                             "another port, more levels)",
 	                             encapsulation, id$orig_h, session > 0 ? fmt(", session %d,", session) : "",
 	                             iface, host, iface),
-	                    $identifier=cat(host, iface, encapsulation, id$orig_h, session), $suppress_for=suppression));
+	                    $identifier=cat_sep(" ", "", host, iface, encapsulation, id$orig_h, session),
+	                    $suppress_for=suppression));
 	}
 
 # What is known to come undecapsulated, so that not every flow of it is told.

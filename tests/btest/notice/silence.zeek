@@ -1,7 +1,8 @@
-# @TEST-DOC: A busy session that stops, and then the publisher, are noticed; a session that never was busy is not.
+# @TEST-DOC: A busy session that stops, and then the publisher, are noticed; a session that never was busy is not. Two whose
+# @TEST-DOC: addresses and numbers read alike in a row are two.
 #
 # @TEST-EXEC: zeek $XDP_ERM %INPUT
-# @TEST-EXEC: zeek-cut note msg src < notice.log > notices
+# @TEST-EXEC: zeek-cut note msg src < notice.log | sort -r > notices
 # @TEST-EXEC: btest-diff notices
 
 redef exit_only_after_terminate = T;
@@ -12,9 +13,9 @@ redef XDP_ERM::publisher_silence = 2sec;
 
 global number = 0;
 
-function session(source: addr, packets: count): XDP_ERM::Session
+function session(source: addr, packets: count, id: count &default=5): XDP_ERM::Session
 	{
-	return XDP_ERM::Session($encapsulation="erm", $source=source, $id=5, $packets=packets, $bytes=packets,
+	return XDP_ERM::Session($encapsulation="erm", $source=source, $id=id, $packets=packets, $bytes=packets,
 	                        $last_seen=current_time());
 	}
 
@@ -26,6 +27,8 @@ event reading()
 		{
 		sessions += session(198.51.100.1, 100);
 		sessions += session(198.51.100.2, 99);
+		sessions += session(198.51.100.1, 100, 11);
+		sessions += session(198.51.100.11, 100, 1);
 		}
 	hook XDP_ERM::reported(XDP_ERM::Report($version=XDP_ERM::protocol_version, $sequence=number,
 	    $ts=current_time(), $host="sensor",
