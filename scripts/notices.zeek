@@ -64,9 +64,9 @@ export {
 # The names by which interfaces are reported, by their alternative ones.
 global reported_names: table[string, string] of string &write_expire=1day;
 
-# A node saw, on the interface `iface` of `host`, what the XDP program takes off: a flow `id` that begins `start`. `session`
-# is its number where it stands in the flow's ports, else 0.
-global undecapsulated: event(start: time, host: string, iface: string, encapsulation: string, session: count,
+# A node saw, on the interface `iface` of `host`, what the XDP program takes off: a flow `id`, `seen` when its latest packet
+# came. `session` is its number where it stands in the flow's ports, else 0.
+global undecapsulated: event(seen: time, host: string, iface: string, encapsulation: string, session: count,
                              id: conn_id);
 
 function publisher_silent(reporting: table[string, string] of time, host: string, iface: string): interval
@@ -267,13 +267,13 @@ hook program_detached(ts: time, host: string, interface: string, present: bool)
 	                    $identifier=cat_sep(" ", "", host, interface), $suppress_for=suppression));
 	}
 
-event undecapsulated(start: time, host: string, iface: string, encapsulation: string, session: count, id: conn_id)
+event undecapsulated(seen: time, host: string, iface: string, encapsulation: string, session: count, id: conn_id)
 	{
 	if ( [host, iface] in reported_names )
 		iface = reported_names[host, iface];
 
-	# Flows that are as old as the program may have begun without it.
-	if ( [host, iface] !in reporting || start < reporting[host, iface] + 5sec )
+	# What came when the program was new may have come before it.
+	if ( [host, iface] !in reporting || seen < reporting[host, iface] + 5sec )
 		return;
 
 	NOTICE(Notice::Info($note=Undecapsulated, $id=id,
@@ -286,23 +286,46 @@ event undecapsulated(start: time, host: string, iface: string, encapsulation: st
 	                    $suppress_for=suppression));
 	}
 
-# What is known to come undecapsulated, so that not every flow of it is told.
-global known_undecapsulated: set[string, addr, count] &create_expire=1min;
+# After how long a flow that goes on is told again.
+const tell_again = 1min &redef;
 
-function tell_undecapsulated(c: connection, encapsulation: string, session: count, id: conn_id)
+# So many are told at a time: a flood of made-up sources is not to become one of notices.
+const most_undecapsulated = 100;
+
+function send_undecapsulated(seen: time, encapsulation: string, session: count, id: conn_id)
 	{
-	if ( [encapsulation, id$orig_h, session] in known_undecapsulated )
-		return;
-
-	add known_undecapsulated[encapsulation, id$orig_h, session];
-
 	# "af_packet::eth0" and "eth0" are the same interface.
 	local iface = sub(packet_source()$path, /^.*::/, "");
 	if ( Cluster::is_enabled() )
-		Cluster::publish(Cluster::manager_topic, undecapsulated, c$start_time, gethostname(), iface, encapsulation,
-		                 session, id);
+		Cluster::publish(Cluster::manager_topic, undecapsulated, seen, gethostname(), iface, encapsulation, session, id);
 	else
-		event undecapsulated(c$start_time, gethostname(), iface, encapsulation, session, id);
+		event undecapsulated(seen, gethostname(), iface, encapsulation, session, id);
+	}
+
+# A mirror session is one flow, which may begin before the program is attached or reports are there, and never end.
+function still_undecapsulated(known: table[string, addr, count] of conn_id, encapsulation: string, source: addr,
+                              session: count): interval
+	{
+	local id = known[encapsulation, source, session];
+	if ( ! connection_exists(id) )
+		return 0sec;
+
+	local c = lookup_connection(id);
+	send_undecapsulated(c$start_time + c$duration, encapsulation, session, id);
+	return tell_again;
+	}
+
+# What is known to come undecapsulated, by a flow of it, so that not every flow is told.
+global known_undecapsulated: table[string, addr, count] of conn_id &create_expire=tell_again
+	&expire_func=still_undecapsulated;
+
+function tell_undecapsulated(c: connection, encapsulation: string, session: count, id: conn_id)
+	{
+	if ( [encapsulation, id$orig_h, session] in known_undecapsulated || |known_undecapsulated| >= most_undecapsulated )
+		return;
+
+	known_undecapsulated[encapsulation, id$orig_h, session] = id;
+	send_undecapsulated(c$start_time, encapsulation, session, id);
 	}
 
 event new_connection(c: connection)
