@@ -388,6 +388,11 @@ def test_publisher_with_bad_options_is_not_restarted(booted: Booted) -> None:
     assert booted.state(systemd.PUBLISHER, "NRestarts") == "0"
 
 
+def test_nothing_requires_it(booted: Booted) -> None:
+    assert booted.xdp_erm("systemd", "install", "--require", "mon0").splitlines()[-1] == (
+        "--require: none of Zeek's own units (zeek.conf) captures from mon0, so no worker waits for it")
+
+
 def test_install_again(booted: Booted) -> None:
     booted.xdp_erm("systemd", "install", "mon0")
     files = booted.unit_files()
@@ -598,6 +603,27 @@ def test_interfaces_of_zeek_conf(zeek_conf: ZeekConf) -> None:
     assert "enabled xdp-erm@mon0.service, " in booted.xdp_erm("systemd", "install")
     booted.xdp_erm("systemd", "remove")
     assert not [file for file in booted.unit_files() if "xdp-erm" in file]
+
+
+@needs_generator
+def test_one_interface_of_zeek_conf_at_a_time(zeek_conf: ZeekConf) -> None:
+    """What is for the workers of another stays, and of a template's workers only those of the interface wait for it."""
+    booted = zeek_conf.booted
+    booted.add_interface("mon1")
+    zeek_conf.configure(SECTIONS)
+    booted.xdp_erm("systemd", "install", "--require", "mon0")
+    assert booted.xdp_erm("systemd", "install", "mon1").splitlines() == [
+        f"wrote {drop_in('zeek-worker-others@1.service')}",
+        f"enabled xdp-erm@mon1.service, {systemd.PUBLISHER}"]
+    for worker, after, requires in (("mon0@1", {"mon0"}, {"mon0"}), ("others@1", {"mon1"}, set()),
+                                    ("others@2", set(), set())):
+        for key, names in (("After", after), ("Requires", requires)):
+            found = booted.state(f"zeek-worker-{worker}", key).split()
+            assert {unit for unit in found if "xdp-erm@" in unit} == {f"xdp-erm@{name}.service" for name in names}
+    assert booted.xdp_erm("systemd", "remove", "mon0").splitlines() == [
+        f"removed {drop_in('zeek-worker-mon0@.service')}", "xdp-erm@mon0.service: stopped and disabled"]
+    assert booted.xdp_erm("systemd", "install", "mon1").splitlines() == [
+        f"enabled xdp-erm@mon1.service, {systemd.PUBLISHER}"]
 
 
 @needs_generator

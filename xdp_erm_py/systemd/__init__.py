@@ -85,15 +85,20 @@ def _install(args: argparse.Namespace) -> None:
                               "its own name: name that, or install once it is there")
     texts = {UNIT_DIRECTORY / unit: unit_text(unit, _command()) for unit in UNITS}
     workers = [worker._replace(interface=own.get(worker.interface, worker.interface)) for worker in workers]
-    drop_ins = _drop_ins([worker for worker in workers if worker.interface in names], args.require)
+    drop_ins = _drop_ins(workers, set(names), args.require)
     changed = [path for path, text in [*texts.items(), *drop_ins.items()] if _read_ours(path) != text]
     for path in changed:
         _write(path, {**texts, **drop_ins}[path])
         say(f"wrote {path}")
-    _remove_drop_ins(_our_drop_ins() - drop_ins.keys())
+    others = {worker.interface for worker in workers if _enabled(worker.interface)}
+    _remove_drop_ins(_our_drop_ins() - drop_ins.keys() - _drop_ins(workers, others, args.require).keys())
     units = [_instance(name) for name in names]
     _systemctl("enable", *units, PUBLISHER)  # which also has systemd read its files again
     say(f"enabled {', '.join([*units, PUBLISHER])}")
+    unused = [name for name in names if name not in {worker.interface for worker in workers}]
+    if args.require and unused:
+        say(f"--require: none of Zeek's own units (zeek.conf) captures from {', '.join(unused)}, so no worker waits "
+            "for it")
     for name in absent:
         say(f"{name}: there is no such interface now; its unit starts when it appears")
     if args.now:
@@ -176,15 +181,16 @@ def _assignments(texts: list[str]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in texts if "=" in text)
 
 
-def _drop_ins(workers: list[Worker], require: bool) -> dict[Path, str]:
-    """Files that put workers after what attaches to their interface: one for a template, if that has one interface."""
-    interfaces: dict[str, set[str]] = {}
+def _drop_ins(workers: list[Worker], interfaces: set[str], require: bool) -> dict[Path, str]:
+    """Files that put the workers of these interfaces after what attaches to them: one for a template, if its workers,
+    of which `workers` has all, have one interface."""
+    of_template: dict[str, set[str]] = {}
     for worker in workers:
-        interfaces.setdefault(_template(worker.unit), set()).add(worker.interface)
+        of_template.setdefault(_template(worker.unit), set()).add(worker.interface)
     texts = {}
-    for worker in workers:
+    for worker in (worker for worker in workers if worker.interface in interfaces):
         template = _template(worker.unit)
-        unit = template if len(interfaces[template]) == 1 else worker.unit
+        unit = template if len(of_template[template]) == 1 else worker.unit
         attaches = _instance(worker.interface)
         requires = f"Requires={attaches}\n" if require else ""
         texts[UNIT_DIRECTORY / f"{unit}.d" / DROP_IN] = (
@@ -212,6 +218,10 @@ def _remove_drop_ins(paths: set[Path]) -> None:
 def _instance(name: str) -> str:
     """The unit of an interface: br-lan's is xdp-erm@br\\x2dlan.service."""
     return _output("systemd-escape", f"--template={TEMPLATE}", "--", name).strip()
+
+
+def _enabled(name: str) -> bool:
+    return (UNIT_DIRECTORY / "multi-user.target.wants" / _instance(name)).is_symlink()
 
 
 def _command() -> Path:
