@@ -15,7 +15,8 @@ from .. import shared
 from ..settings import DEFAULTS, IPV4_ONLY, PORTS
 
 MAC_PAIR_LEN = 12
-_IPV6_MORE = 28  # bytes of an IPv6 header with an encapsulation limit, above those of an IPv4 header
+# Bytes of an IPv6 header, above those of an IPv4 header; Linux's tunnels put an encapsulation limit before GRE.
+_IPV6_MORE = {"udp": 20, "gre": 28}
 ETHERTYPE_IPV4 = 0x0800
 ETHERTYPE_IPV6 = 0x86DD
 ETHERTYPE_8021Q = 0x8100
@@ -264,4 +265,4 @@ def least_mtu(names: Iterable[str], addresses: Iterable[str]) -> int:
     """The MTU that a full-size mirrored frame needs in any of these encapsulations, between these addresses."""
     found = [ENCAPSULATIONS[name] for name in names]
     is_ipv6 = any(":" in address for address in addresses)
-    return 1500 + max(each.overhead + (_IPV6_MORE if each.ipv6 and is_ipv6 else 0) for each in found)
+    return 1500 + max(each.overhead + (_IPV6_MORE[each.transport] if each.ipv6 and is_ipv6 else 0) for each in found)
