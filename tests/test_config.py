@@ -273,6 +273,7 @@ def test_the_command_prints_a_configuration_file(file):
 @pytest.mark.parametrize("arguments, message", [
     ([], "xdp-erm: no interface: name one, or put it under `interfaces` in erm.yaml"),
     (["a/b"], "xdp-erm: 'a/b' is not an interface name"),
+    ([b"\xff"], r"xdp-erm: '\udcff' is not an interface name"),
     (["eth1", "--depth", "4"], "xdp-erm config: error: argument --depth: 4 is not a depth (1 to 3)"),
     (["eth1", "--depth", "two"], "xdp-erm config: error: argument --depth: 'two' is not a depth (1 to 3)"),
     (["eth1", "--vlan", "keep"],

@@ -438,11 +438,12 @@ def test_synthetic_settings_do_not_go_with_a_capture():
         lab.run(args)
 
 
-@pytest.mark.parametrize("arguments", [("--workers", "0"), ("--flows", "-1"), ("--packets", "many")])
+@pytest.mark.parametrize("arguments", [("--workers", "0"), ("--workers", "257"), ("--flows", "-1"),
+                                       ("--flows", "65537"), ("--packets", "many")])
 def test_bad_numbers(arguments):
     done = run_lab(*arguments)
     assert done.returncode == 2
-    assert f"{arguments[1]!r} is not a number from 1 on" in done.stderr
+    assert f"{arguments[1]!r} is not a number from 1 to" in done.stderr
 
 
 def test_without_root():

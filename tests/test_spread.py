@@ -816,8 +816,10 @@ def test_where_no_other_cpu_is_left(host, online, receiving, avoid):
 @pytest.mark.parametrize("settings, mode, reason", [
     ({"spread": "rps"}, "generic", "generic XDP runs after receive packet steering"),
     ({"spread": "cpumap"}, "generic", r"loses the mark .* \(isolate\)"),
+    ({"spread": "rps", "spread_cpus": (6, 7)}, "native", r"steers no packets to isolated CPUs \(6-7\)"),
 ])
 def test_what_is_impossible_is_refused(host, settings, mode, reason):
+    host.isolated = "6-7"
     with pytest.raises(XdpErmError, match=rf"eth9: spread: {settings['spread']} is impossible here: .*{reason}"):
         planned(mode, **settings)
 

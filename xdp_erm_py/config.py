@@ -27,9 +27,10 @@ LONGEST_OWN_NAME, LONGEST_NAME = 15, 127  # of an interface, in bytes; the latte
 
 
 def check_interface_name(name: Any) -> str:
-    """The name, if Linux would take it for an interface (1 to 127 bytes, no slash, colon or space)."""
-    if not isinstance(name, str) or not 1 <= len(name.encode()) <= LONGEST_NAME or name in (".", "..") or \
-            any(character in "/:\0" or character.isspace() for character in name):
+    """The name, if Linux would take it for an interface (1 to 127 bytes, no slash, colon or space) and it is UTF-8."""
+    if not isinstance(name, str) or not 1 <= len(name.encode(errors="replace")) <= LONGEST_NAME or \
+            name in (".", "..") or \
+            any(character in "/:\0" or character.isspace() or "\ud800" <= character <= "\udfff" for character in name):
         raise ValueError(f"{name!r} is not an interface name")
     return name
 

@@ -333,7 +333,7 @@ def _attach_best(links: Links, link: Link, candidates: list[Candidate], programs
 def detach(name: str) -> list[str]:
     """Takes xdp-erm off interface `name` and brings the NIC's old settings back; nothing where it is not attached."""
     require_to_change()
-    with exclusive() as journal, Links() as links, _others_taking_it_off(name):
+    with exclusive() as journal, Links() as links, _others_taking_it_off(name), _ctrl_c_waiting():
         link, mended, refused = _mend(journal, links, name)
         name = link.name
         current = attachment_of(link)

@@ -60,7 +60,7 @@ def plan(link: Link, config: InterfaceConfig, mode: str, attached: dict[str, Any
         return Plan("none", (), "as configured")
     cpus, reason = _cpus(link, config, _found_out(attached, config))
     if config.spread != "auto":
-        obstacle = _no_rps(link, mode) if config.spread == "rps" else _no_cpumap(link, config, mode)
+        obstacle = _no_rps(link, mode, cpus) if config.spread == "rps" else _no_cpumap(link, config, mode)
         obstacle = obstacle or (None if cpus else reason)
         if obstacle:
             raise XdpErmError(f"{link.name}: spread: {config.spread} is impossible here: {obstacle}")
@@ -71,7 +71,7 @@ def plan(link: Link, config: InterfaceConfig, mode: str, attached: dict[str, Any
     obstacle = _no_cpumap(link, config, mode)
     if obstacle is None:
         return Plan("cpumap", cpus, f"frames can be redirected; {reason}")
-    if _no_rps(link, mode) is None:
+    if _no_rps(link, mode, cpus) is None:
         return Plan("rps", cpus, f"{obstacle}; {reason}")
     return Plan("none", (), obstacle)
 
@@ -144,9 +144,11 @@ def _names(root: int, path: str) -> list[str]:
         return []
 
 
-def _no_rps(link: Link, mode: str) -> str | None:
+def _no_rps(link: Link, mode: str, cpus: tuple[int, ...]) -> str | None:
     if mode == "generic":
         return "generic XDP runs after receive packet steering"
+    if cpus and _listed("isolated").issuperset(cpus):  # it leaves out those that are, and refuses none but those
+        return f"the kernel steers no packets to isolated CPUs ({cpu_list(cpus)})"
     return None if rps.masks(link) else "this kernel has no receive packet steering (CONFIG_RPS)"
 
 

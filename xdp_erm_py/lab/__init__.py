@@ -23,9 +23,10 @@ from ..interface import loader, stats
 from ..settings import InterfaceConfig
 from .cable import SENSOR_INTERFACE, Cable
 from .capture import captured
-from .fanout import FanoutWorkers, Result
+from .fanout import MOST_MEMBERS, FanoutWorkers, Result
+from .generate import from_to
 from .report import print_report
-from .traffic import SESSIONS, Packet, synthetic
+from .traffic import MOST_FLOWS, SESSIONS, Packet, synthetic
 from .zeek import ZeekWorkers
 
 FLOWS, PACKETS = 2000, 100_000
@@ -36,15 +37,18 @@ WINDOW = 128
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pcap", type=Path, metavar="FILE", help="replay this capture instead of synthetic traffic")
-    parser.add_argument("--workers", type=_positive, default=4, metavar="N", help="fanout members (default 4)")
-    parser.add_argument("--flows", type=_positive, metavar="N", help=f"synthetic flows (default {FLOWS})")
+    parser.add_argument("--workers", type=from_to(1, MOST_MEMBERS), default=4, metavar="N",
+                        help="fanout members (default 4)")
+    parser.add_argument("--flows", type=from_to(1, MOST_FLOWS), metavar="N",
+                        help=f"synthetic flows (default {FLOWS})")
     parser.add_argument("--sessions", type=int, choices=range(1, len(SESSIONS) + 1), metavar="N",
                         help=f"mirror sessions that carry them, 1 to {len(SESSIONS)} (default {len(SESSIONS)})")
     parser.add_argument("--encapsulation", choices=shared.ENCAPSULATIONS, metavar="NAME",
                         help=f"in which it is mirrored: {', '.join(shared.ENCAPSULATIONS)} (default erm; of a capture "
                              "all are taken)")
     parser.add_argument("--zeek", action="store_true", help="real Zeek workers instead of counting ones")
-    parser.add_argument("--packets", type=_positive, metavar="N", help=f"packets of all flows (default {PACKETS})")
+    parser.add_argument("--packets", type=from_to(1, 10**12), metavar="N",
+                        help=f"packets of all flows (default {PACKETS})")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,9 +145,3 @@ def _cable() -> Cable:
         raise XdpErmError(f"network namespaces cannot be made here: {error.strerror}") from None
     except NetlinkError as error:
         raise XdpErmError(f"no veth pair can be made here: {os.strerror(error.code)}") from None
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)

@@ -27,6 +27,7 @@ SO_RCVBUFFORCE = 33
 ETH_P_ALL = 3
 AUXDATA = struct.Struct("=IIIHHHH")  # tpacket_auxdata: status, len, snaplen, mac, net, vlan_tci, vlan_tpid
 
+MOST_MEMBERS = 256  # of a fanout group that does not ask for more
 FANOUT_ID = 23  # Zeek's; groups are per network namespace
 RECEIVE_BUFFER = 8 << 20  # bytes: all of a window for one worker, with the kernel's overhead
 MAX_RECEIVE_LEN = 1 << 16

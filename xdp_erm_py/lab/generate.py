@@ -24,7 +24,7 @@ from ..printable import say
 from ..program import compiler
 from ..program.module import Module
 from ..program.reference import PROTOCOL_UDP, Session
-from .traffic import encapsulate, internet_checksum, ipv4_header
+from .traffic import MOST_FLOWS, encapsulate, internet_checksum, ipv4_header
 
 PROGRAM, SOURCE = "generate", "generate.c"
 SWITCH = Session("198.51.100.1", 1)
@@ -36,7 +36,6 @@ SESSION = {"erm": OUTER_SOURCE_PORT, "erspan": 44, "gre": 40, "vxlan": 47, "gene
 NUMBER = {"erspan": 38}
 MOST_SESSIONS = {"erspan": 1023}
 SHORTEST, LONGEST = 64, 1514  # bytes of the mirrored frame: IPv6 and UDP headers fit
-MOST_FLOWS = 1 << 16
 CHUNK = 65536  # frames in one system call
 TICKS = 10  # calls in a second where a rate is asked for; each takes some 20 ms to prepare
 
@@ -56,19 +55,19 @@ class Layout(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("interface", metavar="IFACE", help="a veth interface; the frames come out at its peer")
-    parser.add_argument("--flows", type=_from_to(1, MOST_FLOWS), default=2000, metavar="N", help="default 2000")
-    parser.add_argument("--sessions", type=_from_to(1, 65535), default=1, metavar="N", help="default 1")
+    parser.add_argument("--flows", type=from_to(1, MOST_FLOWS), default=2000, metavar="N", help="default 2000")
+    parser.add_argument("--sessions", type=from_to(1, 65535), default=1, metavar="N", help="default 1")
     parser.add_argument("--encapsulation", choices=shared.ENCAPSULATIONS, default="erm", metavar="NAME",
                         help=f"{', '.join(shared.ENCAPSULATIONS)} (default erm)")
-    parser.add_argument("--size", type=_from_to(SHORTEST, LONGEST), default=512, metavar="BYTES",
+    parser.add_argument("--size", type=from_to(SHORTEST, LONGEST), default=512, metavar="BYTES",
                         help=f"of the mirrored frame, {SHORTEST} to {LONGEST} (default 512)")
-    parser.add_argument("--vlan", type=_from_to(0, 4094), default=0, metavar="ID", help="default 0: none")
-    parser.add_argument("--rate", type=_from_to(1, 10**8), metavar="PPS", help="default: as fast as it goes")
+    parser.add_argument("--vlan", type=from_to(0, 4094), default=0, metavar="ID", help="default 0: none")
+    parser.add_argument("--rate", type=from_to(1, 10**8), metavar="PPS", help="default: as fast as it goes")
     parser.add_argument("--ipv6", action="store_true", help="IPv6 in the mirrored frames, not IPv4")
     parser.add_argument("--force", action="store_true", help="send into an interface that is no veth")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--packets", type=_from_to(1, 10**12), metavar="N", help="default 100000")
-    length.add_argument("--seconds", type=_from_to(1, 86400), metavar="S", help="instead of --packets")
+    length.add_argument("--packets", type=from_to(1, 10**12), metavar="N", help="default 100000")
+    length.add_argument("--seconds", type=from_to(1, 86400), metavar="S", help="instead of --packets")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -168,7 +167,8 @@ def _transmitted(link: Link) -> int:
         return links.statistics(link)["tx_packets"]
 
 
-def _from_to(least: int, most: int) -> Callable[[str], int]:
+def from_to(least: int, most: int) -> Callable[[str], int]:
+    """A parser of an option's number."""
     def parse(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")

@@ -32,6 +32,7 @@ MIN_FRAME_LEN = 60
 MAX_FRAME_LEN = 1514
 FILLING = bytes(range(256)) * 6
 SEED = 7932  # the same packets in each run
+MOST_FLOWS = 1 << 16  # that there are addresses for
 
 
 class Packet(NamedTuple):
