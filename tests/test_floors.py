@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "xdp_erm_py"
 
 # From the lowest up. What stands beside the folders is either for all floors, or a command or what commands show.
-COMMON = {"config", "errors", "modules", "printable", "settings", "shared", "sudo"}
+COMMON = {"config", "config_file", "errors", "modules", "printable", "settings", "shared", "sudo"}
 FLOORS = [{"kernel"}, {"program"}, {"interface"}, {"display", "lab", "publish"}, {"systemd"}, {"doctor"}, {"cli"},
           {"__main__"}]
 
