@@ -45,7 +45,7 @@ export {
 	## A session is busy from this many packets in one report on.
 	option busy_session_packets: count = 100;
 
-	## How long a busy session may be silent.
+	## How long a busy session may be silent; as long as the publisher's ``--interval``, where that is longer.
 	const session_silence = 5min &redef;
 
 	## Malformed and truncated packets per second that are too many.
@@ -69,7 +69,14 @@ global reported_names: table[string, string] of string &write_expire=1day;
 global undecapsulated: event(seen: time, host: string, iface: string, encapsulation: string, session: count,
                              id: conn_id);
 
-function publisher_silent(reporting: table[string, string] of time, host: string, iface: string): interval
+type Reporting: record {
+	# Since when the program is attached.
+	attached_at: time;
+	# The number of the latest report.
+	sequence: count;
+};
+
+function publisher_silent(reporting: table[string, string] of Reporting, host: string, iface: string): interval
 	{
 	NOTICE(Notice::Info($note=Publisher_Silent,
 	                    $msg=fmt("No xdp-erm report for %s on %s for %s: check there that \"xdp-erm publish\" runs " +
@@ -79,8 +86,8 @@ function publisher_silent(reporting: table[string, string] of time, host: string
 	return 0sec;
 	}
 
-# Interfaces that report, and since when the program is attached.
-global reporting: table[string, string] of time &write_expire=publisher_silence &expire_func=publisher_silent;
+# Interfaces that report.
+global reporting: table[string, string] of Reporting &write_expire=publisher_silence &expire_func=publisher_silent;
 
 # ERM's sessions go by their number alone, as there was nothing else at first.
 function session_name(encapsulation: string, id: count): string
@@ -88,22 +95,28 @@ function session_name(encapsulation: string, id: count): string
 	return encapsulation == "erm" ? cat(id) : fmt("%s %d", encapsulation, id);
 	}
 
-function session_silent(busy: table[string, string, string, addr, count] of time, host: string, iface: string,
+function session_silent(busy: table[string, string, string, addr, count] of count, host: string, iface: string,
                         encapsulation: string, source: addr, id: count): interval
 	{
 	# Without reports nothing is known of the session.
 	if ( [host, iface] in reporting )
+		{
+		if ( reporting[host, iface]$sequence == busy[host, iface, encapsulation, source, id] )
+			return 10sec;
+
 		NOTICE(Notice::Info($note=Session_Silent, $src=source,
 		                    $msg=fmt("Switch %s sent nothing in mirror session %s to %s on %s for %s: check on the " +
 		                             "switch that the session is not suspended, and that %s still answers its ARP requests",
 		                             source, session_name(encapsulation, id), iface, host, session_silence, host),
 		                    $identifier=cat_sep(" ", "", host, iface, encapsulation, source, id),
 		                    $suppress_for=suppression));
+		}
+
 	return 0sec;
 	}
 
-# Busy sessions, and when they last sent something.
-global busy: table[string, string, string, addr, count] of time &write_expire=session_silence &expire_func=session_silent;
+# Busy sessions, and the number of the latest report that has them.
+global busy: table[string, string, string, addr, count] of count &write_expire=session_silence &expire_func=session_silent;
 
 # As many senders as publishers name.
 const most_senders = 8;
@@ -173,7 +186,7 @@ function check_whether_it_runs(r: Report)
 
 hook reported(r: Report)
 	{
-	reporting[r$host, r$interface] = r$attached_at;
+	reporting[r$host, r$interface] = Reporting($attached_at=r$attached_at, $sequence=r$sequence);
 	if ( r?$other_names )
 		for ( _, name in r$other_names )
 			reported_names[r$host, name] = r$interface;
@@ -185,7 +198,7 @@ hook reported(r: Report)
 		{
 		if ( s$packets >= busy_session_packets ||
 		     [r$host, r$interface, s$encapsulation, s$source, s$id] in busy )
-			busy[r$host, r$interface, s$encapsulation, s$source, s$id] = s$last_seen;
+			busy[r$host, r$interface, s$encapsulation, s$source, s$id] = r$sequence;
 
 		if ( s?$gaps && s$gaps > loss_share * ( s$packets + s$gaps ) )
 			NOTICE(Notice::Info($note=Mirror_Loss, $src=s$source,
@@ -273,7 +286,7 @@ event undecapsulated(seen: time, host: string, iface: string, encapsulation: str
 		iface = reported_names[host, iface];
 
 	# What came when the program was new may have come before it.
-	if ( [host, iface] !in reporting || seen < reporting[host, iface] + 5sec )
+	if ( [host, iface] !in reporting || seen < reporting[host, iface]$attached_at + 5sec )
 		return;
 
 	NOTICE(Notice::Info($note=Undecapsulated, $id=id,
