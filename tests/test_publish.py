@@ -419,12 +419,13 @@ def test_sequence_grows_when_the_clock_goes_back(checkpoints: Path, monkeypatch:
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_clock_that_is_set_changes_no_interval(checkpoints: Path, monkeypatch: pytest.MonkeyPatch,
                                                    restarted: bool) -> None:
-    """Back, far ahead, and back again; first of all between the attachment and its first report."""
+    """Back, far ahead, and back again; first of all between the attachment and its first report. When it was
+    attached is by the clock as it is now, as are the packets that Zeek compares it with."""
     wall, boot = 1_700_000_000.0, 1000.0
     monkeypatch.setattr(publish.reports, "time", types.SimpleNamespace(
         time=lambda: wall, clock_gettime=lambda _: boot, CLOCK_BOOTTIME=time.CLOCK_BOOTTIME))
     readings = Readings()
-    reporter, messages = Reporter(HOST, checkpoints, readings), []
+    reporter, messages, attached = Reporter(HOST, checkpoints, readings), [], []
     for number, step in enumerate((-7200, 0, 3600, -3600, 10 * 365 * 86400, -10 * 365 * 86400, 0), 1):
         boot += 10
         wall += 10 + step
@@ -434,9 +435,11 @@ def test_a_clock_that_is_set_changes_no_interval(checkpoints: Path, monkeypatch:
         message, = reporter.collect()
         reporter.acknowledge(message)
         messages.append(message)
-    for message in messages:
+        attached.append(events.timestamp(wall - 10 * number)["data"])
+    for message, attached_at in zip(messages, attached):
         report = Report(message.text)
         assert (report.seconds, report.packets, report.sessions[0][3]) == (10, {"decapsulated": 7}, 7)
+        assert report["attached_at"] == attached_at
     assert restarted or all(after.sequence == before.sequence + 1 for before, after in zip(messages, messages[1:]))
 
 

@@ -172,13 +172,14 @@ class Reporter:
             "received": received, "queue_drops": _queue_drops(interface), "isolation": interface["isolation"],
             "leaked": None, "gone": False,
         }
-        attached_at = seconds(interface["attached_at"])
+        attached = interface.get("since_boot")  # None: by an earlier version
+        # By the clock as it is now, which may have been set since, as after boot: Zeek compares packets with this.
+        attached_at = seconds(interface["attached_at"]) if attached is None else now - (since_boot - attached)
         if previous:
             duration = since_boot - previous["since_boot"]
         else:
             previous = {"counters": {}, "sessions": {}}
-            attached = interface.get("since_boot")  # None: by an earlier version
-            duration = now - attached_at if attached is None else since_boot - attached
+            duration = now - attached_at
 
         for key, counts in checkpoint["sessions"].items():
             told = previous["sessions"].get(key, [])
