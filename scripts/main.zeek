@@ -149,7 +149,8 @@ export {
 		inner_truncated: Counter &log;
 		## How many switch sessions sent something.
 		sessions: count &log;
-		## Decapsulated packets as a share (0 to 1) of all but ``other``; unset if there were none.
+		## Decapsulated packets as a share (0 to 1) of all but ``other`` and ``extension``; unset if there
+		## were none.
 		decapsulated_share: double &log &optional;
 		## Packets that the interface received and the host dropped, where known.
 		host_drops: count &log &optional;

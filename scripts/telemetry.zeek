@@ -110,3 +110,8 @@ hook reported(r: Report)
 
 	Telemetry::gauge_family_set(sessions_family, vector(r$host, r$interface), |r$sessions|);
 	}
+
+hook program_detached(ts: time, host: string, interface: string, present: bool)
+	{
+	Telemetry::gauge_family_set(sessions_family, vector(host, interface), 0);
+	}

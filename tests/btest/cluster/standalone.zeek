@@ -22,7 +22,7 @@ event zeek_done()
 	{
 	local metrics: vector of string;
 	for ( _, m in Telemetry::collect_metrics("zeek", "xdp_erm*") )
-		if ( m$value != 0.0 )
+		if ( m$value != 0.0 || m$opts$metric_type == Telemetry::GAUGE )
 			metrics += fmt("%s %s %s", m$opts$name, m$label_values, m$value);
 	sort(metrics, strcmp);
 	for ( _, line in metrics )
