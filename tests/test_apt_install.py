@@ -30,17 +30,25 @@ fi
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    for name, text in (("apt-get", APT_GET), ("dpkg", "#!/bin/sh\n! test -e \"$STATE/missing\"")):
-        program = tmp_path / name
-        program.write_text(text)
-        program.chmod(0o755)
-    (tmp_path / "missing").touch()
+    program = tmp_path / "apt-get"
+    program.write_text(APT_GET)
+    program.chmod(0o755)
+    know(tmp_path, one="install ok installed")
     return tmp_path
+
+
+def know(state: Path, **packages: str) -> None:
+    """What dpkg knows, in place of the machine's own packages."""
+    (state / "info").mkdir(exist_ok=True)
+    (state / "status").write_text("".join(
+        f"Package: {name}\nStatus: {status}\nArchitecture: all\nVersion: 1\nMaintainer: Test\nDescription: Test\n\n"
+        for name, status in packages.items()))
 
 
 def install(state: Path, patience: int = TIMEOUT) -> subprocess.CompletedProcess[str]:
     return subprocess.run([SCRIPT, "one", "two"], capture_output=True, text=True, timeout=TIMEOUT, check=False, env={
-        "PATH": f"{state}{os.pathsep}{os.environ['PATH']}", "STATE": str(state), "PATIENCE": str(patience)})
+        "PATH": f"{state}{os.pathsep}{os.environ['PATH']}", "STATE": str(state), "PATIENCE": str(patience),
+        "DPKG_ADMINDIR": str(state)})
 
 
 CALLS = ["-qq update", "-qq install -y --no-install-recommends one two"]
@@ -51,9 +59,15 @@ def calls(state: Path) -> list[str]:
 
 
 def test_nothing_is_done_where_all_is_there(state: Path) -> None:
-    (state / "missing").unlink()
+    know(state, one="install ok installed", two="hold ok installed")
     done = install(state)
     assert (done.returncode, done.stdout, done.stderr, (state / "calls").exists()) == (0, "", "", False)
+
+
+@pytest.mark.parametrize("status", ["deinstall ok config-files", "install ok half-configured"])
+def test_what_left_something_behind_is_installed(state: Path, status: str) -> None:
+    know(state, one="install ok installed", two=status)
+    assert (install(state).returncode, calls(state)) == (0, CALLS)
 
 
 def test_a_lock_is_waited_for_and_it_is_said_once(state: Path) -> None:
