@@ -24,8 +24,9 @@ redef Cluster::backend = Cluster::CLUSTER_BACKEND_BROKER;
 # A cluster's hosts are told apart by their address, their workers by name: the least name listens.
 function serves_this_host(): bool
 	{
+	# What a supervisor starts is a node, not the supervisor.
 	if ( ! Cluster::is_enabled() )
-		return T;
+		return ! Supervisor::is_supervisor();
 
 	if ( Cluster::local_node_type() != Cluster::WORKER )
 		return F;
