@@ -712,3 +712,27 @@ def test_workers_do_not_start_where_attaching_failed(zeek_conf: ZeekConf) -> Non
         assert booted.state("zeek-worker-mon0@1") == state
         booted.run("systemctl", "stop", "zeek.target", "multi-user.target", "xdp-erm@mon1")
         booted.run("systemctl", "reset-failed")
+
+
+@needs_generator
+def test_workers_come_back_with_their_interface(zeek_conf: ZeekConf) -> None:
+    """Those that stopped along with what attaches to it; none where Zeek was stopped."""
+    booted, worker = zeek_conf.booted, "zeek-worker-mon0@1"
+    zeek_conf.configure("[zeek]\nmanager = 1\narchiver = 0\n[interface mon0]\ninterface = af_packet::mon0\n"
+                        "workers = 1\n")
+    booted.write(f"{ZEEK}/share/zeek/site/local.zeek", LOCAL_ZEEK)
+    booted.xdp_erm("systemd", "install", "--now", "--require")
+    booted.do("systemctl", "start", "zeek.target")
+    assert booted.state(worker) == "active"
+
+    def bounce() -> None:
+        booted.do("ip", "link", "delete", peer("mon0"))
+        booted.wait_until("both end", lambda: {booted.state(worker), booted.state("xdp-erm@mon0")} == {"inactive"})
+        booted.add_interface("mon0")
+        booted.wait_until("the unit", lambda: booted.state("xdp-erm@mon0") == "active")
+
+    bounce()
+    booted.wait_until("the worker", lambda: booted.state(worker) == "active")
+    booted.do("systemctl", "stop", "zeek.target")
+    bounce()
+    assert worker not in booted.do("systemctl", "list-jobs") and booted.state(worker) == "inactive"
