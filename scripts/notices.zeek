@@ -33,7 +33,8 @@ export {
 		Truncating_Session,
 	};
 
-	## How long the same notice is not repeated for the same host, interface and session.
+	## How long the same notice is not repeated for the same host, interface and session. Each loss of a program is told,
+	## and a silence that lasts longer than this.
 	option suppression: interval = 1hr;
 
 	## An XDP program that sees none of this many packets in each of two reports in a row is not run by the driver.
@@ -76,14 +77,26 @@ type Reporting: record {
 	sequence: count;
 };
 
+# After how long it is looked again whether something that is told once can be told.
+const look_again = 10sec &redef;
+
+# Raises a notice of what is told once; while it is suppressed, later. Returns after how long; 0: it is raised.
+function tell_once(notice: Notice::Info): interval
+	{
+	if ( Notice::is_being_suppressed(notice) )
+		return look_again;
+
+	NOTICE(notice);
+	return 0sec;
+	}
+
 function publisher_silent(reporting: table[string, string] of Reporting, host: string, iface: string): interval
 	{
-	NOTICE(Notice::Info($note=Publisher_Silent,
-	                    $msg=fmt("No xdp-erm report for %s on %s for %s: check there that \"xdp-erm publish\" runs " +
-	                             "(zeekctl cron restarts it) and what it says",
-	                             iface, host, publisher_silence),
-	                    $identifier=cat_sep(" ", "", host, iface), $suppress_for=suppression));
-	return 0sec;
+	return tell_once(Notice::Info($note=Publisher_Silent,
+	                              $msg=fmt("No xdp-erm report for %s on %s for %s: check there that \"xdp-erm publish\" " +
+	                                       "runs (zeekctl cron restarts it) and what it says",
+	                                       iface, host, publisher_silence),
+	                              $identifier=cat_sep(" ", "", host, iface), $suppress_for=suppression));
 	}
 
 # Interfaces that report.
@@ -99,20 +112,19 @@ function session_silent(busy: table[string, string, string, addr, count] of coun
                         encapsulation: string, source: addr, id: count): interval
 	{
 	# Without reports nothing is known of the session.
-	if ( [host, iface] in reporting )
-		{
-		if ( reporting[host, iface]$sequence == busy[host, iface, encapsulation, source, id] )
-			return 10sec;
+	if ( [host, iface] !in reporting )
+		return 0sec;
 
-		NOTICE(Notice::Info($note=Session_Silent, $src=source,
-		                    $msg=fmt("Switch %s sent nothing in mirror session %s to %s on %s for %s: check on the " +
-		                             "switch that the session is not suspended, and that %s still answers its ARP requests",
-		                             source, session_name(encapsulation, id), iface, host, session_silence, host),
-		                    $identifier=cat_sep(" ", "", host, iface, encapsulation, source, id),
-		                    $suppress_for=suppression));
-		}
+	if ( reporting[host, iface]$sequence == busy[host, iface, encapsulation, source, id] )
+		return look_again;
 
-	return 0sec;
+	return tell_once(Notice::Info($note=Session_Silent, $src=source,
+	                              $msg=fmt("Switch %s sent nothing in mirror session %s to %s on %s for %s: check on the " +
+	                                       "switch that the session is not suspended, and that %s still answers its ARP " +
+	                                       "requests",
+	                                       source, session_name(encapsulation, id), iface, host, session_silence, host),
+	                              $identifier=cat_sep(" ", "", host, iface, encapsulation, source, id),
+	                              $suppress_for=suppression));
 	}
 
 # Busy sessions, and the number of the latest report that has them.
@@ -275,9 +287,10 @@ hook program_detached(ts: time, host: string, interface: string, present: bool)
 	delete reporting[host, interface];
 
 	local what = present ? fmt("run \"xdp-erm attach %s\" there", interface) : "the interface itself is gone";
+	# Each loss is told at once, and only once: none is suppressed.
 	NOTICE(Notice::Info($note=Program_Detached,
 	                    $msg=fmt("The XDP program is no longer attached to %s of %s: %s", interface, host, what),
-	                    $identifier=cat_sep(" ", "", host, interface), $suppress_for=suppression));
+	                    $identifier=cat_sep(" ", "", host, interface), $suppress_for=0sec));
 	}
 
 event undecapsulated(seen: time, host: string, iface: string, encapsulation: string, session: count, id: conn_id)
