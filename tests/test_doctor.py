@@ -251,6 +251,9 @@ def test_mode(cable):
     well("mode", "native mode")
     loader.attach(SENSOR, InterfaceConfig(mode="generic"))
     well("mode", "generic mode")
+    loader.attach(SENSOR, InterfaceConfig())
+    says("mode", WARNING, "it was so before, which `mode: auto` leaves as it is: `xdp-erm attach --mode native "
+                          f"{SENSOR}` changes it")
     shell("ip link add bridge0 type bridge")  # its driver knows no native XDP
     loader.attach("bridge0", InterfaceConfig())
     (result, text), = found("mode", "bridge0")

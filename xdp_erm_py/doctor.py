@@ -349,7 +349,9 @@ def _starts_at_boot(name: str) -> bool:
 def mode(patient: Patient) -> Iterator[Result]:
     assert patient.attached is not None
     if patient.attached.mode == "generic" and patient.settings["mode"] != "generic":
-        reason = patient.attached.state.get("why_generic") or "an earlier version did not note why"
+        reason = patient.attached.state.get("why_generic") or (
+            f"it was so before, which `mode: auto` leaves as it is: `xdp-erm attach --mode native {patient.link.name}` "
+            "changes it")
         yield Result(WARNING, f"generic mode, which is slower: {reason}")
     elif stats.scattered(patient.attached):
         yield Result(PROBLEM, f"native mode, in which {stats.scattered(patient.attached)} frames have their headers in "
