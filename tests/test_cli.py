@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from shell import shell
 
 from xdp_erm_py import __version__, lab, shared
 from xdp_erm_py.interface import loader, stats
@@ -369,6 +370,24 @@ def test_with_less_than_it_needs_nothing_is_changed(cable, left, missing):
     assert outcome("attach", SENSOR, prefix=capable(*left)) == (
         1, "", f"xdp-erm: XDP programs need root; {missing} is missing here: run it with sudo\n")
     assert outcome("status") == (0, NOT_ATTACHED, "")
+
+
+@pytest.mark.parametrize("arguments", [("attach", SENSOR), ("detach",), ("detach", SENSOR), ("status",), ("stats",),
+                                       ("stats", SENSOR), ("stats", "--watch")], ids=" ".join)
+def test_in_a_container_whose_root_is_not_the_hosts(cable, attached, arguments):
+    """To it the kernel shows the interface's program by its number only."""
+    command = ["unshare", "--map-root-user", "--net", "sh", "-c", 'read moved && exec "$@"', "sh", *COMMAND, *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
+        here, deadline = os.readlink("/proc/thread-self/ns/net"), time.monotonic() + TIMEOUT
+        while os.readlink(f"/proc/{process.pid}/ns/net") == here:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        shell(f"ip link set dev {SENSOR} netns {process.pid}")
+        output, said = process.communicate("\n", timeout=TIMEOUT)
+    assert (process.returncode, output) == (1, "")
+    assert said == ("xdp-erm: this kernel does not show which BPF programs are there: Operation not permitted (kernel "
+                    "lockdown, or the root of a container who is not the host's: run it on the host)\n")
 
 
 MISSING = ("bcc is missing for this Python: install python3-bpfcc (Debian, Ubuntu) or python3-bcc (RHEL, Fedora)")

@@ -110,7 +110,7 @@ def descriptor(fd: int) -> Iterator[int]:
 
 
 def program_fd(program_id: int) -> int:
-    """A new descriptor of a loaded program. Gone: there is none of that id; EPERM: needs root."""
+    """A new descriptor of a loaded program. Gone: there is none of that id; XdpErmError: it is not shown here."""
     return _by_id(_PROG_GET_FD_BY_ID, program_id)
 
 
@@ -119,6 +119,9 @@ def _by_id(command: int, number: int) -> int:
         return _bpf(command, struct.pack("=III", number, 0, 0))
     except FileNotFoundError as error:
         raise Gone(*error.args) from None
+    except PermissionError as error:
+        raise XdpErmError(f"this kernel does not show which BPF programs are there: {error.strerror} (kernel lockdown, "
+                          "or the root of a container who is not the host's: run it on the host)") from None
 
 
 def _info(fd: int, info: ctypes.Array[ctypes.c_char]) -> None:
@@ -156,7 +159,7 @@ class Map:
 
     @classmethod
     def by_id(cls, map_id: int) -> Map:
-        """Opens a loaded map. Gone: there is none of that id; EPERM: needs root."""
+        """Opens a loaded map. Gone: there is none of that id; XdpErmError: it is not shown here."""
         return cls(_by_id(_MAP_GET_FD_BY_ID, map_id))
 
     @classmethod
