@@ -9,8 +9,8 @@ redef exit_only_after_terminate = T;
 redef table_expire_interval = 100msec;
 redef XDP_ERM::websocket_listen = F;
 redef XDP_ERM::session_silence = 500msec;
-redef XDP_ERM::publisher_silence = 2sec;
-redef XDP_ERM::suppression = 6sec;
+redef XDP_ERM::publisher_silence = 4sec;
+redef XDP_ERM::suppression = 8sec;
 
 module XDP_ERM;
 
@@ -53,7 +53,7 @@ event zeek_init()
 	schedule 2sec { reading("eth1", T, 40) };
 
 	event reading("eth2", F, 0);
-	schedule 3500msec { reading("eth2", F, 0) };
+	schedule 5sec { reading("eth2", F, 0) };
 
-	schedule 11sec { finish() };
+	schedule 15sec { finish() };
 	}
