@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -408,6 +409,29 @@ def test_queues():
 
     assert dropped() == dropped(10, 10) == []
     assert dropped(11, 10) == [WARNING]
+
+
+def test_who_captures(cable):
+    """A socket keeps an interface that is gone, also when another has its name."""
+    loader.attach(SENSOR, InterfaceConfig())
+    nobody = "nothing captures from it: start Zeek's workers"
+
+    def listens(protocol: int, interface: str | None = None) -> socket.socket:
+        listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+        if interface:
+            listener.bind((interface, 0))
+        return listener
+
+    says("captured", WARNING, nobody)
+    with listens(0x88cc, SENSOR), listens(0x0003, "lo"):
+        says("captured", WARNING, nobody)
+        with listens(0x0003):
+            well("captured", "from it: 1")
+        with listens(0x0003, SENSOR), listens(0x0003, SENSOR):
+            well("captured", "from it: 2")
+            shell(f"ip link delete {SENSOR} && ip link add {SENSOR} up type veth peer name {SWITCH}2")
+            loader.attach(SENSOR, InterfaceConfig())
+            says("captured", WARNING, nobody)
 
 
 def test_reports(cable):

@@ -160,6 +160,7 @@ def test_a_zeek_that_stands_alone(stopped):
     while decapsulated(cluster.rows("xdp_erm", "zeek")) < 500 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert decapsulated(cluster.rows("xdp_erm", "zeek")) == 500, reports.read_text()
+    assert f" {SENSOR}: sockets that capture from it: 1\n" in cluster.zeekctl("xdp_erm.doctor")
 
 
 def test_rows_that_are_not_written_when_zeek_stops(stopped):

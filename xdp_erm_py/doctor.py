@@ -40,6 +40,8 @@ FIRST_REPORT = 60  # seconds
 # How long a program is looked at that seems to see no frames; drivers count some of them once in two seconds.
 PATIENCE = 2.5  # seconds
 
+ETH_P_ALL = 0x0003  # as in linux/if_ether.h
+
 # As a share of what came: more of it is worth a word.
 LOST = 0.001
 
@@ -518,6 +520,19 @@ def queues(patient: Patient) -> Iterator[Result]:
                               "`spread_ports`, or a longer `spread_queue`")
 
 
+def captured(patient: Patient) -> Iterator[Result]:
+    """Whether there are sockets of AF_PACKET for all protocols, as of Zeek's workers, on it or on all interfaces."""
+    number = 0
+    for line in Path("/proc/thread-self/net/packet").read_text().splitlines()[1:]:
+        _, _, _, protocol, index, bound, *_ = line.split()
+        number += int(protocol, 16) == ETH_P_ALL and int(index) in (0, patient.link.index) and bound == "1"
+    if number:
+        yield Result(OK, f"sockets that capture from it: {number}")
+    else:
+        yield Result(WARNING, "nothing captures from it: start Zeek's workers, or restart those that run, if the "
+                              "interface was made anew since they started: they have lost it")
+
+
 def reports(patient: Patient) -> Iterator[Result]:
     assert patient.attached is not None
     if lock.holder(lock.DEFAULT) is None:
@@ -551,4 +566,4 @@ HOST_CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (kernel, rights, modul
 LINK_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (interface, place, address, mtu, allow_lists)
 #: Of one that our program is attached to.
 PROGRAM_CHECKS: tuple[Callable[[Patient], Iterator[Result]], ...] = (
-    mode, run_by_driver, isolated, offloads, buffers, packets, losses, queues, reports)
+    mode, run_by_driver, isolated, offloads, buffers, packets, losses, queues, captured, reports)
