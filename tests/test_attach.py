@@ -760,6 +760,26 @@ def test_an_interface_deleted_while_attached(cable):
     wait_until_gone(bpf.program_fd, program_id)
 
 
+@pytest.mark.parametrize("owner, step", [(nic, "prepare"), (isolation, "isolate")])
+def test_an_interface_that_gets_another_name_half_way(cable, monkeypatch, owner, step):
+    original = getattr(owner, step)
+
+    def renamed(*arguments, **keywords):
+        result = original(*arguments, **keywords)
+        shell(f"ip link set dev {SENSOR} down; ip link set dev {SENSOR} name new0; ip link set dev new0 up")
+        return result
+
+    set_mtu(1500)
+    before, filtered = features(), filters.everything(SENSOR)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, step, renamed)
+        with contextlib.suppress(XdpErmError):
+            loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    loader.detach("new0")
+    assert (features("new0"), link("new0").mtu) == (before, 1500)
+    assert filters.everything("new0").replace("new0", SENSOR) == filtered
+
+
 GONE = f"{SENSOR}: the interface went away half-way; nothing of ours is left on it"
 
 

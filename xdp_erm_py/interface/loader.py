@@ -142,7 +142,7 @@ class _Attaching:
         least_mtu = encapsulations.least_mtu(self._config.encapsulations, self._config.sources + self._config.targets)
         self.said += nic.prepare(links, topology.stack(links, link), least_mtu, self._config.set_mtu, self._intend)
         state["nic"] = nic.merged(state["nic"], self._changes)
-        state["channels"], state["mtu"] = nic.channels(link), links.find(link.name).mtu
+        state["channels"], state["mtu"] = nic.channels(link), links.now(link).mtu
         if self._taken:  # before there is anything to keep out
             self._isolated, state["filter"] = isolation.isolate(link, self._kept.get("filter"), self._taken,
                                                                 self._intend)
@@ -163,7 +163,7 @@ class _Attaching:
     def change_back(self) -> None:
         """What change() has done before it failed, but for what the program relies on that is attached."""
         try:
-            link = self._links.find(self._link.name)
+            link = self._links.now(self._link)
             attached = attachment_of(link)
             if attached is None:  # nor is the one before, and nothing else remembers what was changed for that
                 self._changes = nic.merged(self._kept["nic"], self._changes)
@@ -318,7 +318,7 @@ def _attach_best(links: Links, link: Link, candidates: list[Candidate], programs
             if replaced is not None and (held or candidate is candidates[-1]):
                 raise _not_replaced(link, refused) from None
             if held:
-                if links.find(link.name).program_id is not None:
+                if links.now(link).program_id is not None:
                     raise XdpErmError(f"{link.name}: somebody else attached an XDP program just now: try "
                                       "again") from None
                 raise XdpErmError(f"{link.name}: XDP is refused: {refused}") from None

@@ -104,6 +104,13 @@ class Links:
                 return link
         raise XdpErmError(f"{name}: no such interface in this network namespace; `ip link` lists them")
 
+    def now(self, link: Link) -> Link:
+        """The interface as it is now, whatever it is called by now. XdpErmError: it is gone."""
+        for each in self:
+            if each.index == link.index:
+                return each
+        raise gone(link)
+
     def statistics(self, link: Link) -> dict[str, int]:
         """What the interface has counted since it exists, by the names of /sys/class/net/*/statistics.
 
