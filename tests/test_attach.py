@@ -780,6 +780,22 @@ def test_an_interface_that_gets_another_name_half_way(cable, monkeypatch, owner,
     assert filters.everything("new0").replace("new0", SENSOR) == filtered
 
 
+def test_an_interface_that_gets_another_name_while_it_is_detached(cable, monkeypatch):
+    original = stats.wait_for_queues
+
+    def renamed(attachment):
+        shell(f"ip link set dev {SENSOR} down; ip link set dev {SENSOR} name new0; ip link set dev new0 up")
+        original(attachment)
+
+    set_mtu(1500)
+    before, filtered = features(), filters.everything(SENSOR)
+    loader.attach(SENSOR, InterfaceConfig(set_mtu=True))
+    monkeypatch.setattr(stats, "wait_for_queues", renamed)
+    loader.detach(SENSOR)
+    assert (features("new0"), link("new0").mtu) == (before, 1500)
+    assert filters.everything("new0").replace("new0", SENSOR) == filtered
+
+
 GONE = f"{SENSOR}: the interface went away half-way; nothing of ours is left on it"
 
 

@@ -232,7 +232,7 @@ def _mend(journal: Journal, links: Links, name: str) -> tuple[Link, list[str], n
             undone += nic.restore(links, link, changes)
         except nic.NotRestored as error:
             refused = error
-        link = links.find(name)
+        link = links.now(link)
     if not refused:
         journal.finish(link)
     if undone:
@@ -364,7 +364,7 @@ def detach(name: str) -> list[str]:
         journal.begin(link, changes)
         said = [*mended, f"{name}: detached (program {current.program_id})"]
         try:
-            said += nic.restore(links, links.find(name), changes)
+            said += nic.restore(links, links.now(link), changes)
             journal.finish(link)
             refused = None
         except nic.NotRestored as error:
